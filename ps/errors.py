@@ -1,0 +1,60 @@
+"""Every error that Weir raises on purpose. Each message names the place and the remedy.
+
+`code` is the gRPC status that carries the error over the wire; the client maps it back to the same class.
+"""
+
+from __future__ import annotations
+
+
+class WeirError(Exception):
+    """Root of all errors raised on purpose."""
+
+    code = "INTERNAL"
+
+
+class RequestError(WeirError, ValueError):
+    """A mistake in the request: bad spec, wrong shape, unknown table. The command line exits with status 2."""
+
+    code = "INVALID_ARGUMENT"
+
+
+class NonFiniteError(RequestError):
+    """A NaN or an infinity in gradients or in the rows that they would make."""
+
+    code = "OUT_OF_RANGE"
+
+
+class WrongEpochError(WeirError):
+    """The routing epoch of a message is not the shard's, or one of its buckets is not owned there. Re-split and retry."""
+
+    code = "FAILED_PRECONDITION"
+
+
+class OverloadedError(WeirError):
+    """The shard's queue is full. Back off and retry."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class ExpiredError(WeirError):
+    """A push too old to tell whether it was applied. Never taken for new."""
+
+    code = "ABORTED"
+
+
+class UnavailableError(WeirError):
+    """A shard or the coordinator could not be reached within the allowed retries."""
+
+    code = "UNAVAILABLE"
+
+
+class MemoryLimitError(WeirError):
+    """Growing the table would pass its memory limit. Nothing was written."""
+
+    code = "CANCELLED"
+
+
+class CheckpointError(RequestError):
+    """A checkpoint that is damaged, incomplete or of another row layout."""
+
+    code = "DATA_LOSS"

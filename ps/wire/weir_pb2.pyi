@@ -1,0 +1,165 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Dtype(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FLOAT32: _ClassVar[Dtype]
+    FLOAT16: _ClassVar[Dtype]
+    BFLOAT16: _ClassVar[Dtype]
+FLOAT32: Dtype
+FLOAT16: Dtype
+BFLOAT16: Dtype
+
+class Request(_message.Message):
+    __slots__ = ("wire_version", "routing_epoch", "client", "sequence", "step", "group", "calls")
+    WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    wire_version: int
+    routing_epoch: int
+    client: int
+    sequence: int
+    step: int
+    group: Group
+    calls: _containers.RepeatedCompositeFieldContainer[Call]
+    def __init__(self, wire_version: _Optional[int] = ..., routing_epoch: _Optional[int] = ..., client: _Optional[int] = ..., sequence: _Optional[int] = ..., step: _Optional[int] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ...) -> None: ...
+
+class Group(_message.Message):
+    __slots__ = ("generation", "rank", "world")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    WORLD_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    rank: int
+    world: int
+    def __init__(self, generation: _Optional[int] = ..., rank: _Optional[int] = ..., world: _Optional[int] = ...) -> None: ...
+
+class Call(_message.Message):
+    __slots__ = ("table", "psfunc", "args", "keys", "payload", "dtype", "learning_rates", "drop_above", "drop_below")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    PSFUNC_FIELD_NUMBER: _ClassVar[int]
+    ARGS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATES_FIELD_NUMBER: _ClassVar[int]
+    DROP_ABOVE_FIELD_NUMBER: _ClassVar[int]
+    DROP_BELOW_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    psfunc: str
+    args: bytes
+    keys: bytes
+    payload: bytes
+    dtype: Dtype
+    learning_rates: _containers.RepeatedScalarFieldContainer[float]
+    drop_above: float
+    drop_below: float
+    def __init__(self, table: _Optional[str] = ..., psfunc: _Optional[str] = ..., args: _Optional[bytes] = ..., keys: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., learning_rates: _Optional[_Iterable[float]] = ..., drop_above: _Optional[float] = ..., drop_below: _Optional[float] = ...) -> None: ...
+
+class Reply(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[Result]
+    def __init__(self, results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ...) -> None: ...
+
+class Result(_message.Message):
+    __slots__ = ("values", "payload", "num_applied", "num_created", "num_nonfinite", "num_dropped_above", "num_dropped_below", "num_skipped")
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    NUM_APPLIED_FIELD_NUMBER: _ClassVar[int]
+    NUM_CREATED_FIELD_NUMBER: _ClassVar[int]
+    NUM_NONFINITE_FIELD_NUMBER: _ClassVar[int]
+    NUM_DROPPED_ABOVE_FIELD_NUMBER: _ClassVar[int]
+    NUM_DROPPED_BELOW_FIELD_NUMBER: _ClassVar[int]
+    NUM_SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    values: bytes
+    payload: bytes
+    num_applied: int
+    num_created: int
+    num_nonfinite: int
+    num_dropped_above: int
+    num_dropped_below: int
+    num_skipped: int
+    def __init__(self, values: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., num_applied: _Optional[int] = ..., num_created: _Optional[int] = ..., num_nonfinite: _Optional[int] = ..., num_dropped_above: _Optional[int] = ..., num_dropped_below: _Optional[int] = ..., num_skipped: _Optional[int] = ...) -> None: ...
+
+class AssignRequest(_message.Message):
+    __slots__ = ("cluster_spec", "routing", "shard")
+    CLUSTER_SPEC_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    cluster_spec: bytes
+    routing: Routing
+    shard: int
+    def __init__(self, cluster_spec: _Optional[bytes] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., shard: _Optional[int] = ...) -> None: ...
+
+class AssignReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Routing(_message.Message):
+    __slots__ = ("epoch", "owners", "addresses")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    OWNERS_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    owners: bytes
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, epoch: _Optional[int] = ..., owners: _Optional[bytes] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SaveRequest(_message.Message):
+    __slots__ = ("directory",)
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    directory: str
+    def __init__(self, directory: _Optional[str] = ...) -> None: ...
+
+class SaveReply(_message.Message):
+    __slots__ = ("manifest",)
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    manifest: bytes
+    def __init__(self, manifest: _Optional[bytes] = ...) -> None: ...
+
+class RestoreRequest(_message.Message):
+    __slots__ = ("directory",)
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    directory: str
+    def __init__(self, directory: _Optional[str] = ...) -> None: ...
+
+class RestoreReply(_message.Message):
+    __slots__ = ("num_rows",)
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    num_rows: int
+    def __init__(self, num_rows: _Optional[int] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusReply(_message.Message):
+    __slots__ = ("cluster_spec", "routing", "shard", "tables", "queue_depth", "uptime_seconds", "metrics_address", "pid")
+    CLUSTER_SPEC_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_DEPTH_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    cluster_spec: bytes
+    routing: Routing
+    shard: int
+    tables: bytes
+    queue_depth: int
+    uptime_seconds: float
+    metrics_address: str
+    pid: int
+    def __init__(self, cluster_spec: _Optional[bytes] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., shard: _Optional[int] = ..., tables: _Optional[bytes] = ..., queue_depth: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""Workers compute: samples, models, training and serving. State lives in `ps`."""

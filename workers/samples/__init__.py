@@ -1,0 +1,1 @@
+"""From files to batches: readers, field parsing and hashing, shuffling, prefetching."""
