@@ -2,6 +2,10 @@
 
 numba's own cache does not notice an edited helper in another file. So every kernel is cached in a private folder (mode 0700)
 named by a hash of all kernel sources and of the versions that matter: an edit starts an empty folder.
+
+A kernel with a signature is compiled (or read from the cache) when its module is imported, once, for exactly those types; one
+without is compiled for the types of its first call. Inputs that may come from a read-only buffer, such as a decoded message,
+are declared `readonly_array`: numba passes writable arrays there too.
 """
 
 from __future__ import annotations
@@ -27,8 +31,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 def sources_digest() -> str:
     """Hash of every kernel source and of the versions of Python, numpy, numba and llvmlite."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    root = Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     for version in (sys.version, np.__version__, numba.__version__, llvmlite.__version__):
         digest.update(version.encode() + b"\0")
     return digest.hexdigest()[:24]
@@ -49,15 +54,39 @@ def cache_folder() -> Path:
     return folder if private and os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="weir-kernels-"))
 
 
-def kernel(function: F) -> F:
-    """Compile `function` on first use, without the interpreter lock, without fastmath, cached on disk."""
+def array(dtype: str, dimensions: int = 1) -> Any:
+    """The type of a writable C-contiguous array, for signatures."""
+    return numba.types.Array(numba.from_dtype(np.dtype(dtype)), dimensions, "C")
+
+
+def readonly_array(dtype: str, dimensions: int = 1) -> Any:
+    """The type of a C-contiguous array that the kernel only reads; both writable and read-only arrays pass."""
+    return numba.types.Array(numba.from_dtype(np.dtype(dtype)), dimensions, "C", readonly=True)
+
+
+def _compile(function: F, *signature: Any) -> F:
     previous = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(cache_folder())
     try:
-        compiled: F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+        compiled: F = numba.njit(*signature, cache=True, nogil=True, error_model="numpy")(function)
     finally:
         numba.config.CACHE_DIR = previous
     return compiled
+
+
+def kernel(function: F) -> F:
+    """Compile `function` on first use, without the interpreter lock, without fastmath, cached on disk."""
+    return _compile(function)
+
+
+def typed_kernel(result: Any, *arguments: Any) -> Callable[[F], F]:
+    """As `kernel`, but compiled at import for these types (numba types, or names such as "int64") and no others."""
+    types = [getattr(numba.types, t) if isinstance(t, str) else t for t in (result, *arguments)]
+
+    def decorate(function: F) -> F:
+        return _compile(function, types[0](*types[1:]))
+
+    return decorate
 
 
 def inlined(function: F) -> F:
