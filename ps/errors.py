@@ -58,3 +58,25 @@ class CheckpointError(RequestError):
     """A checkpoint that is damaged, incomplete or of another row layout."""
 
     code = "DATA_LOSS"
+
+
+def _classes(root: type[WeirError]) -> dict[str, type[WeirError]]:
+    found = {root.__name__: root}
+    for child in root.__subclasses__():
+        found |= _classes(child)
+    return found
+
+
+def to_wire(error: BaseException) -> tuple[str, str, str]:
+    """(status code, message, class name) of an error; anything not raised on purpose travels as WeirError with its class."""
+    if isinstance(error, WeirError):
+        name = type(error).__name__
+        return type(error).code, str(error), name
+    return WeirError.code, f"unexpected {type(error).__name__}: {error}", WeirError.__name__
+
+
+def from_wire(code: str, message: str, name: str | None) -> WeirError:
+    """The error of a status. name: the class name that the shard sent along, or None for a status that gRPC itself raised."""
+    if name is None:
+        return UnavailableError(f"{code}: {message}")
+    return _classes(WeirError).get(name, WeirError)(message)
