@@ -25,7 +25,9 @@ class NonFiniteError(RequestError):
 
 
 class WrongEpochError(WeirError):
-    """The routing epoch of a message is not the shard's, or one of its buckets is not owned there. Re-split and retry."""
+    """The routing epoch of a message is not the shard's, or one of its buckets is not owned there. Re-split and
+    retry.
+    """
 
     code = "FAILED_PRECONDITION"
 
@@ -68,7 +70,9 @@ def _classes(root: type[WeirError]) -> dict[str, type[WeirError]]:
 
 
 def to_wire(error: BaseException) -> tuple[str, str, str]:
-    """(status code, message, class name) of an error; anything not raised on purpose travels as WeirError with its class."""
+    """(status code, message, class name) of an error; anything not raised on purpose travels as WeirError with its
+    class.
+    """
     if isinstance(error, WeirError):
         name = type(error).__name__
         return type(error).code, str(error), name
@@ -76,7 +80,9 @@ def to_wire(error: BaseException) -> tuple[str, str, str]:
 
 
 def from_wire(code: str, message: str, name: str | None) -> WeirError:
-    """The error of a status. name: the class name that the shard sent along, or None for a status that gRPC itself raised."""
+    """The error of a status. name: the class name that the shard sent along, or None for a status that gRPC itself
+    raised.
+    """
     if name is None:
         return UnavailableError(f"{code}: {message}")
     return _classes(WeirError).get(name, WeirError)(message)

@@ -4,13 +4,15 @@
     shard:  psfunc.apply(task)  -> Answer
     client: psfunc.merge(answers) -> result
 
-`kind` "get" reads rows, "update" writes them. A psfunc is a frozen dataclass whose fields are its arguments: numbers, texts,
-bytes, lists and maps of them (they travel as msgpack). It holds no state: state lives in segments. pull, push, delete and sweep
-are psfuncs like any other (`ps/psfuncs/`); docs/psfuncs.md has the list and a worked example of a user's own.
+`kind` "get" reads rows, "update" writes them. A psfunc is a frozen dataclass whose fields are its arguments: numbers,
+texts, bytes, lists and maps of them (they travel as msgpack). It holds no state: state lives in segments. pull, push,
+delete and sweep are psfuncs like any other (`ps/psfuncs/`); docs/psfuncs.md has the list and a worked example of a
+user's own.
 
 `apply` runs on the shard's one thread of work. It returns an Answer, or is a generator that yields wherever it may be
-interrupted and returns the Answer at its end: the shard runs it in slices, other requests between them. Its Task is already
-checked, and cut down to the buckets that have not had this update. It raises before its first write or not at all.
+interrupted and returns the Answer at its end: the shard runs it in slices, other requests between them. Its Task is
+already checked, and cut down to the buckets that have not had this update. It raises before its first write or not at
+all.
 """
 
 from __future__ import annotations
@@ -69,9 +71,9 @@ class Answer:
 class Task:
     """One call at one shard.
 
-    keys: unique, grouped by bucket, or None for all existing rows of `buckets`. buckets: those that the call covers here,
-    ascending: of the keys, or of the whole table as far as this shard owns it. payload: float32 [n, width], a row for each
-    key, or None. learning_rates: float32 [num_segments], or empty.
+    keys: unique, grouped by bucket, or None for all existing rows of `buckets`. buckets: those that the call covers
+    here, ascending: of the keys, or of the whole table as far as this shard owns it. payload: float32 [n, width], a
+    row for each key, or None. learning_rates: float32 [num_segments], or empty.
     """
 
     table: Table
@@ -128,7 +130,7 @@ def register(name: str) -> Callable[[T], T]:
         present = _REGISTRY.get(name)
         if present is not None and (present.__module__, present.__qualname__) != (cls.__module__, cls.__qualname__):
             raise RequestError(
-                f"psfunc {name!r} of {cls.__module__} is already registered by {present.__module__}; choose another name"
+                f"psfunc {name!r} of {cls.__module__} is registered by {present.__module__}; choose another name"
             )
         if "__dataclass_fields__" not in cls.__dict__:
             raise RequestError(
