@@ -1,0 +1,183 @@
+"""The whole configuration of a job, and what its parts must agree on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from ps.spec import ClusterSpec, TableSpec
+from workers.config.data import Data
+from workers.config.errors import nearest
+from workers.config.fields import Categorical, FeatureField, LabelField, Multi, Numeric
+from workers.config.section import Section
+from workers.config.train import Train
+
+BUCKETS_PER_SHARD = 64
+
+
+class Workers(Section):
+    """count: processes that compute; cpus: what each asks of Ray."""
+
+    count: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1.0, gt=0)
+
+
+class Cluster(Section):
+    """num_buckets never changes after creation; default: 256, or what gives every shard 64.
+
+    placement: shards in this process, in local processes, or Ray actors. client: options of ps.client.
+    """
+
+    shards: int = Field(default=1, ge=1)
+    placement: Literal["inprocess", "process", "ray"] = "inprocess"
+    num_buckets: int | None = None
+    cpus_per_shard: float = Field(default=0.5, gt=0)
+    workers: Workers = Workers()
+    client: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _buckets(self) -> Cluster:
+        buckets = self.num_buckets
+        if buckets is not None and (not self.shards <= buckets <= 1 << 20 or buckets & (buckets - 1)):
+            raise ValueError(
+                f"num_buckets must be a power of two between the number of shards and {1 << 20}, found {buckets} for"
+                f" {self.shards} shards"
+            )
+        return self
+
+    @property
+    def buckets(self) -> int:
+        """num_buckets, or its default."""
+        return self.num_buckets or max(256, 1 << (BUCKETS_PER_SHARD * self.shards - 1).bit_length())
+
+
+class Checkpoint(Section):
+    """directory: default `<runs>/<name>/checkpoints`. keep: how many of the newest. resume: auto goes on from the
+    newest one.
+    """
+
+    directory: str | None = None
+    every_steps: int | None = Field(default=None, ge=1)
+    every_minutes: float | None = Field(default=None, gt=0)
+    keep: int = Field(default=2, ge=1)
+    resume: Literal["auto", "never"] = "auto"
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Config(Section):
+    """A job. Made by load_config.
+
+    group: column whose hash groups samples for GAUC. event_time: column of seconds. sample_weight: column of weights
+    >= 0. model: its name and its parameters, which the model itself checks. runs: directory of curves, logs and
+    checkpoints.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    data: Data
+    labels: dict[str, LabelField] = Field(min_length=1)
+    fields: dict[str, FeatureField] = Field(min_length=1)
+    group: str | None = None
+    event_time: str | None = None
+    sample_weight: str | None = None
+    tables: dict[str, TableSpec] = {}
+    model: Annotated[dict[str, Any], BeforeValidator(_named)]
+    train: Train = Train()
+    cluster: Cluster = Cluster()
+    checkpoint: Checkpoint = Checkpoint()
+    psfunc_modules: tuple[str, ...] = ()
+    runs: str = "runs"
+
+    @field_validator("model")
+    @classmethod
+    def _has_name(cls, model: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(model.get("name"), str):
+            raise ValueError("needs 'name', the name of a model")
+        return model
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        slots = self.slots()
+        for name in slots:
+            table = self.fields[name].table
+            if table is None and len(self.tables) != 1:
+                allowed = ", ".join(self.tables) or "none, for 'tables' is empty"
+                raise ValueError(f"fields.{name}.table: missing; allowed: {allowed}")
+            if table is not None and table not in self.tables:
+                raise ValueError(f"fields.{name}.table: unknown table '{table}'" + nearest(table, self.tables))
+        unused = set(self.tables) - {self.table_of(name) for name in slots}
+        if unused:
+            raise ValueError(f"tables.{min(unused)}: no field uses this table; remove it or name it in a field")
+        self._check_columns()
+        stopping = self.train.early_stopping
+        if stopping is not None:
+            metric, _, task = stopping.metric.partition(".")
+            if task and task not in self.labels:
+                raise ValueError(f"train.early_stopping.metric: unknown label '{task}'" + nearest(task, self.labels))
+            if metric == "gauc" and self.group is None:
+                raise ValueError("train.early_stopping.metric: gauc needs 'group', the column of the groups")
+            if "valid" not in self.data.splits:
+                raise ValueError("train.early_stopping: needs data.valid, the split that it watches")
+        return self
+
+    def _check_columns(self) -> None:
+        """Columns that the file itself makes known: names given for files without a header, or those of the generated
+        log.
+        """
+        known = list(self.data.columns)
+        if self.data.format == "generated":
+            known = self.data.log.columns()
+        if not known:
+            return
+        for place, column in self.columns().items():
+            if column not in known:
+                raise ValueError(f"{place}: the data has no column '{column}'" + nearest(column, known))
+
+    def columns(self) -> dict[str, str]:
+        """The columns that the job reads, by the place in the configuration that names them."""
+        named = {f"labels.{name}": label.column or name for name, label in self.labels.items()}
+        named |= {f"fields.{name}": self.column_of(name) for name in self.fields}
+        for place in ("group", "event_time", "sample_weight"):
+            if (column := getattr(self, place)) is not None:
+                named[place] = column
+        return named
+
+    def column_of(self, field: str) -> str:
+        """The data's column of a field."""
+        return self.fields[field].column or field
+
+    def table_of(self, field: str) -> str:
+        """The table that holds the rows of a keyed field."""
+        return self.fields[field].table or next(iter(self.tables))
+
+    def slots(self) -> dict[str, int]:
+        """Slot of every keyed field, in their order: the one given, else the smallest that no other field has.
+
+        Raises ValueError for one used twice."""
+        keyed: dict[str, Categorical | Multi | Numeric] = {
+            name: field for name, field in self.fields.items() if not (isinstance(field, Numeric) and field.is_dense)
+        }
+        owner: dict[int, str] = {}
+        for name, field in keyed.items():
+            if field.slot is not None and owner.setdefault(field.slot, name) != name:
+                raise ValueError(
+                    f"fields.{name}.slot: slot {field.slot} is already that of field '{owner[field.slot]}'"
+                )
+        free = (slot for slot in range(1 << 12) if slot not in owner)
+        slots: dict[str, int] = {}
+        for name, field in keyed.items():
+            slot = next(free, None) if field.slot is None else field.slot
+            if slot is None:
+                raise ValueError(f"fields.{name}: there are more than 4096 keyed fields, and a slot is at most 4095")
+            slots[name] = slot
+        return slots
+
+    def cluster_spec(self) -> ClusterSpec:
+        """What the shards must agree on."""
+        return ClusterSpec(
+            tables=self.tables, num_buckets=self.cluster.buckets, seed=self.seed, psfunc_modules=self.psfunc_modules
+        )

@@ -1,0 +1,78 @@
+"""How the model is trained: epochs, the tower's optimizer, when to evaluate, when to slow down and when to stop."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from workers.config.errors import nearest
+from workers.config.section import Section
+
+# Whether more of the metric is better.
+METRICS = {"auc": "max", "gauc": "max", "logloss": "min", "rmse": "min"}
+
+
+def _metric(value: str) -> str:
+    if value.split(".", 1)[0] not in METRICS:
+        raise ValueError(f"unknown metric '{value}'" + nearest(value, METRICS))
+    return value
+
+
+Metric = Annotated[str, AfterValidator(_metric)]
+
+
+class EarlyStopping(Section):
+    """End after `patience` evaluations on valid, one after another, none of which is better than the best by
+    `min_delta`.
+
+    metric: auc, gauc, logloss or rmse; with several tasks `auc` is their mean and `auc.income` that of the label
+    `income`. The best weights and rows are kept.
+    """
+
+    metric: Metric = "auc"
+    patience: int = Field(default=2, ge=1)
+    min_delta: float = Field(default=1e-6, ge=0)
+
+    @property
+    def mode(self) -> Literal["max", "min"]:
+        return "max" if METRICS[self.metric.split(".", 1)[0]] == "max" else "min"
+
+
+class Plateau(Section):
+    """After every `patience` evaluations without improvement (as EarlyStopping counts it) all learning rates, of rows
+    and tower, are multiplied by `factor`, at most `max_drops` times; the run ends at the plateau after the last drop.
+    """
+
+    factor: float = Field(default=0.1, gt=0, lt=1)
+    patience: int = Field(default=1, ge=1)
+    max_drops: int = Field(default=2, ge=1)
+
+
+class Tower(Section):
+    """The dense weights' optimizer: torch.optim.Adam. weight_decay: L2 in the gradient."""
+
+    optimizer: Literal["adam"] = "adam"
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+class Train(Section):
+    """Behaviour: all but `threads`, the torch threads of a worker (default: the worker's cores).
+
+    clip_norm: one norm over the gradients of tower and rows. evaluate_every_steps: default once an epoch.
+    """
+
+    epochs: int = Field(default=1, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
+    tower: Tower = Tower()
+    clip_norm: float | None = Field(default=None, gt=0)
+    early_stopping: EarlyStopping | None = None
+    plateau: Plateau | None = None
+    evaluate_every_epochs: int = Field(default=1, ge=1)
+    evaluate_every_steps: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+
+    def model_post_init(self, _: Any) -> None:
+        if self.plateau is not None and self.early_stopping is None:
+            raise ValueError("'plateau' needs 'early_stopping', which names the metric that it watches")
