@@ -29,7 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ps.errors import RequestError
-from ps.types import Floats, Gradients, Rows, UniqueKeys
+from ps.keys import bucket_of
+from ps.spec import TableSpec
+from ps.types import Buckets, Floats, Gradients, Rows, UniqueKeys
 
 if TYPE_CHECKING:
     from ps.storage.table import Table
@@ -83,6 +85,11 @@ class Task:
     step: int
     learning_rates: Floats
 
+    def key_buckets(self) -> Buckets:
+        """int32 [n]: the bucket of each key."""
+        assert self.keys is not None
+        return bucket_of(self.keys, len(self.table.rows_per_bucket))
+
 
 Running: TypeAlias = Generator[None, None, Answer]
 
@@ -100,7 +107,7 @@ class Psfunc:
         """The arguments as a map that msgpack can carry; the shard rebuilds the psfunc from it."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
 
-    def check(self, table: Table) -> None:
+    def check(self, spec: TableSpec) -> None:
         """Raise RequestError when the arguments do not fit the table. Runs before anything of the message does."""
 
     def split(self, parts: Sequence[slice | NDArray[np.int64] | None]) -> list[Psfunc]:
@@ -214,6 +221,16 @@ def require_finite(name: str, **numbers: float) -> None:
     for argument, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise RequestError(f"psfunc {name!r}: {argument} is {value!r}; it must be a finite number")
+
+
+def columns_of(spec: TableSpec, segment: str | None) -> slice:
+    """The columns of a segment in a row, of the whole row for None. Raises RequestError with the known segments."""
+    if segment is None:
+        return slice(0, spec.width)
+    columns = spec.columns()
+    if not isinstance(segment, str) or segment not in columns:
+        raise RequestError(f"no segment {segment!r} in the table; it has: {', '.join(columns)}")
+    return columns[segment]
 
 
 def run_to_end(running: Answer | Running) -> Answer:

@@ -1,0 +1,23 @@
+"""The psfuncs that every shard knows. Importing this package registers them."""
+
+from ps.psfuncs.aggregates import Aggregate, Max, Min, Nnz, Nrm2, Size, Sum
+from ps.psfuncs.rows import Delete, Pull, Push, Sweep
+from ps.psfuncs.updates import Fill, Map, RowUpdate, Scale
+
+__all__ = [
+    "Aggregate",
+    "Delete",
+    "Fill",
+    "Map",
+    "Max",
+    "Min",
+    "Nnz",
+    "Nrm2",
+    "Pull",
+    "Push",
+    "RowUpdate",
+    "Scale",
+    "Size",
+    "Sum",
+    "Sweep",
+]

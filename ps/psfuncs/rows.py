@@ -1,0 +1,89 @@
+"""pull, push, delete and sweep: the psfuncs of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from ps.psfunc import Answer, Counts, Kind, Psfunc, Running, Task, register
+
+_CHUNK_KEYS = 16_384  # rows of a pull between two chances to interrupt it
+
+
+@register("pull")
+@dataclass(frozen=True)
+class Pull(Psfunc):
+    """Read rows. A row that does not exist reads as its initial value; nothing is written."""
+
+    kind: ClassVar[Kind] = "get"
+    takes_keys: ClassVar[Literal["always", "optional", "never"]] = "always"
+
+    def apply(self, task: Task) -> Running:
+        assert task.keys is not None
+        rows = np.empty((len(task.keys), task.table.spec.width), np.float32)
+        for start in range(0, len(rows), _CHUNK_KEYS):
+            part = slice(start, start + _CHUNK_KEYS)
+            task.table.pull(task.keys[part], out=rows[part])
+            yield
+        return Answer(rows=rows)
+
+    def merge(self, answers: Sequence[Answer]) -> Any:
+        """float32 [n, width]: the rows in the order of the call's keys."""
+        present = [(answer.rows, answer.positions) for answer in answers if answer.rows is not None]
+        if not present:
+            return np.empty((0, 0), np.float32)
+        total = sum(len(rows) for rows, _ in present)
+        out = np.empty((total, present[0][0].shape[1]), np.float32)
+        for rows, positions in present:
+            out[slice(None) if positions is None else positions] = rows
+        return out
+
+
+@register("push")
+@dataclass(frozen=True)
+class Push(Psfunc):
+    """Apply gradients by each segment's optimizer; creates missing rows."""
+
+    kind: ClassVar[Kind] = "update"
+    takes_keys: ClassVar[Literal["always", "optional", "never"]] = "always"
+    takes_payload: ClassVar[bool] = True
+    takes_learning_rates: ClassVar[bool] = True
+
+    def apply(self, task: Task) -> Answer:
+        assert task.keys is not None
+        assert task.payload is not None
+        pushed = task.table.push(task.keys, task.payload, step=task.step, learning_rates=task.learning_rates)
+        return Answer(counts=Counts(applied=pushed.applied, created=pushed.created, nonfinite=pushed.nonfinite))
+
+
+@register("delete")
+@dataclass(frozen=True)
+class Delete(Psfunc):
+    """Remove rows; keys without a row are ignored."""
+
+    kind: ClassVar[Kind] = "update"
+    takes_keys: ClassVar[Literal["always", "optional", "never"]] = "always"
+
+    def apply(self, task: Task) -> Answer:
+        assert task.keys is not None
+        return Answer(counts=Counts(applied=task.table.delete(task.keys)))
+
+
+@register("sweep")
+@dataclass(frozen=True)
+class Sweep(Psfunc):
+    """The table-wide optimizer step of `sweep: true` segments. A client appends it to its push: both are one update."""
+
+    kind: ClassVar[Kind] = "update"
+    takes_keys: ClassVar[Literal["always", "optional", "never"]] = "never"
+    takes_learning_rates: ClassVar[bool] = True
+
+    def apply(self, task: Task) -> Running:
+        applied = 0
+        for bucket in task.buckets.tolist():
+            applied += task.table.sweep(bucket, step=task.step, learning_rates=task.learning_rates)
+            yield
+        return Answer(counts=Counts(applied=applied))
