@@ -5,7 +5,7 @@ from workers.config.errors import ConfigError
 from workers.config.fields import Categorical, FeatureField, Label, Multi, Numeric
 from workers.config.job import Checkpoint, Cluster, Config
 from workers.config.load import load_config
-from workers.config.train import EarlyStopping, Plateau, Tower, Train
+from workers.config.train import EarlyStopping, Plateau, Train
 
 __all__ = [
     "Categorical",
@@ -21,7 +21,6 @@ __all__ = [
     "Multi",
     "Numeric",
     "Plateau",
-    "Tower",
     "Train",
     "load_config",
 ]

@@ -77,14 +77,14 @@ class Generated(Section):
 
 
 class Data(Section):
-    """Behaviour: the files and how they are read, batch_size, shuffle, drop_last. Cost only: prefetch_batches,
-    chunk_rows.
+    """Behaviour: the files and how they are read, batch_size, shuffle, drop_last. Cost only: prefetch_batches.
+
 
     root: relative to the current directory. train, valid, test: paths or globs relative to root, in this order (a
     glob sorted). columns: names, for files without a header. quote: whether "..." protects a delimiter (csv yes, tsv
     no by default). shuffle: full (the split is held in memory and permuted every epoch), a number of rows (permuted
     window by window while streaming) or none. drop_last: leave out the last batch of an epoch where it is not full.
-    chunk_rows: rows parsed at once.
+
     """
 
     root: str = "."
@@ -101,7 +101,6 @@ class Data(Section):
     shuffle: Annotated[Literal["full", "none"] | int, BeforeValidator(_shuffle)] = "full"
     drop_last: bool = False
     prefetch_batches: int = Field(default=4, ge=0)
-    chunk_rows: int = Field(default=65_536, ge=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Data:

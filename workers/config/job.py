@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from ps.options import ClientOptions
 from ps.spec import ClusterSpec, TableSpec
 from workers.config.data import Data
 from workers.config.errors import nearest
@@ -34,7 +35,14 @@ class Cluster(Section):
     num_buckets: int | None = None
     cpus_per_shard: float = Field(default=0.5, gt=0)
     workers: Workers = Workers()
-    client: dict[str, Any] = {}
+    client: ClientOptions = Field(default_factory=lambda: ClientOptions.model_validate({}))
+
+    @field_validator("client")
+    @classmethod
+    def _group_is_ours(cls, client: ClientOptions) -> ClientOptions:
+        if client.group is not None:
+            raise ValueError("'group' is given by the job itself, a rank to each worker; remove it")
+        return client
 
     @model_validator(mode="after")
     def _buckets(self) -> Cluster:

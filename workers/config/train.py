@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from workers.config.errors import nearest
 from workers.config.section import Section
@@ -40,39 +40,35 @@ class EarlyStopping(Section):
 
 
 class Plateau(Section):
-    """After every `patience` evaluations without improvement (as EarlyStopping counts it) all learning rates, of rows
-    and tower, are multiplied by `factor`, at most `max_drops` times; the run ends at the plateau after the last drop.
+    """After every `patience` evaluations in a row without improvement (as EarlyStopping counts it), the learning
+    rates of rows and tower are multiplied by `factor`, at most `max_drops` times. EarlyStopping ends the run.
     """
 
     factor: float = Field(default=0.1, gt=0, lt=1)
     patience: int = Field(default=1, ge=1)
-    max_drops: int = Field(default=2, ge=1)
-
-
-class Tower(Section):
-    """The dense weights' optimizer: torch.optim.Adam. weight_decay: L2 in the gradient."""
-
-    optimizer: Literal["adam"] = "adam"
-    learning_rate: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    max_drops: int | None = Field(default=None, ge=1)
 
 
 class Train(Section):
     """Behaviour: all but `threads`, the torch threads of a worker (default: the worker's cores).
 
-    clip_norm: one norm over the gradients of tower and rows. evaluate_every_steps: default once an epoch.
+    optimizer, learning_rate, weight_decay (L2 in the gradient): of the tower, torch.optim.Adam; rows have their own,
+    in `tables`. clip_norm: the greatest norm of the tower's gradients. evaluate_every_steps: default is once an
+    epoch, at its end.
     """
 
     epochs: int = Field(default=1, ge=1)
-    max_steps: int | None = Field(default=None, ge=1)
-    tower: Tower = Tower()
+    optimizer: Literal["adam"] = "adam"
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float | None = Field(default=None, gt=0)
     early_stopping: EarlyStopping | None = None
     plateau: Plateau | None = None
-    evaluate_every_epochs: int = Field(default=1, ge=1)
     evaluate_every_steps: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1)
 
-    def model_post_init(self, _: Any) -> None:
+    @model_validator(mode="after")
+    def _consistent(self) -> Train:
         if self.plateau is not None and self.early_stopping is None:
             raise ValueError("'plateau' needs 'early_stopping', which names the metric that it watches")
+        return self
