@@ -1,6 +1,6 @@
 """Models: pure torch towers over rows, each from its paper."""
 
-from workers.models.losses import LabelKind, loss
+from workers.models.losses import loss
 from workers.models.model import Inputs, Model, Rows
 from workers.models.registry import (
     MODELS,
@@ -15,7 +15,6 @@ from workers.models.sync_batch_norm import SyncBatchNorm, convert_batch_norm
 __all__ = [
     "MODELS",
     "Inputs",
-    "LabelKind",
     "Model",
     "Rows",
     "SyncBatchNorm",

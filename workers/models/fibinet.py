@@ -18,7 +18,7 @@ Product = Literal["hadamard", "inner"]
 class FiBiNETParams(MLPParams):
     """`bilinear`: one matrix for all pairs, one per left field, one per pair. `product`: what joins v_i W and v_j."""
 
-    reduction_ratio: int = Field(3, ge=1)
+    reduction_ratio: int = Field(default=3, ge=1)
     excitation: Literal["relu", "sigmoid"] = "relu"
     bilinear: BilinearKind = "field_interaction"
     product: Product = "hadamard"

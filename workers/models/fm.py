@@ -6,12 +6,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ps.spec import Spec
+from workers.config.section import Section
 from workers.models.layers import LinearPart, PairwiseSum
 from workers.models.model import Inputs, Model, Rows
 
 
-class FMParams(Spec):
+class FMParams(Section):
     """No parameters."""
 
 

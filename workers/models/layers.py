@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ps.spec import Spec
+from workers.config.section import Section
 from workers.models.model import Inputs
 
 
@@ -45,16 +47,18 @@ class PairwiseSum(nn.Module):
         return 0.5 * (total.square() - embedding.square().sum(1)) @ self.weight
 
 
-class MLPParams(Spec):
-    """The multilayer part of a model."""
+class MLPParams(Section):
+    """The multilayer part of a model.
 
-    hidden: tuple[int, ...] = (400, 400, 400)
+    clip_activation: activations are cut at this value. output_std: initial weights of the last layer are normal with
+    this deviation, say 1e-4, so that the part starts near zero.
+    """
+
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (400, 400, 400)
     batch_norm: bool = False
-    dropout: float = Field(0.0, ge=0, lt=1)
-    clip_activation: float | None = Field(None, gt=0)  # activations are cut at this value
-    output_std: float | None = Field(
-        None, ge=0
-    )  # initial values of the last layer are normal with this deviation; say 1e-4
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    clip_activation: float | None = Field(default=None, gt=0)
+    output_std: float | None = Field(default=None, ge=0)
 
 
 class MLP(nn.Sequential):

@@ -6,12 +6,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ps.spec import Spec
+from workers.config.section import Section
 from workers.models.layers import LinearPart
 from workers.models.model import Inputs, Model, Rows
 
 
-class LRParams(Spec):
+class LRParams(Section):
     """No parameters."""
 
 

@@ -13,13 +13,12 @@ weights scale gradients and do not renormalise them. Tasks are summed with their
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LabelKind: TypeAlias = Literal["binary", "weight", "real"]
+from workers.metrics import LabelKind
 
 
 def loss(

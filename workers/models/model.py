@@ -19,7 +19,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from ps.spec import Spec
+from workers.config.section import Section
 
 Rows: TypeAlias = Mapping[str, Tensor]  # segment -> float32 [n, num_fields, dim]
 Dim: TypeAlias = int | Literal["any", "per task"]  # what a model asks of a segment's dim
@@ -45,7 +45,7 @@ class Model(nn.Module, ABC):
     """`segments` says what the model reads; `Params` is its part of the YAML; built as `Model(params, inputs)`."""
 
     segments: ClassVar[Mapping[str, Dim]]
-    Params: ClassVar[type[Spec]]
+    Params: ClassVar[type[Section]]
 
     @abstractmethod
     def forward(self, rows: Rows, dense: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from ps.errors import RequestError
-from ps.spec import Spec
+from workers.config.errors import dotted, explain, nearest
+from workers.config.section import Section
 from workers.models.deepfm import DeepFM
 from workers.models.fibinet import FiBiNET
 from workers.models.fm import FM
 from workers.models.linear import LR
 from workers.models.model import Inputs, Model
-from workers.models.nearest import nearest
 from workers.models.wide_deep import WideDeep
 
 MODELS: dict[str, type[Model]] = {"lr": LR, "fm": FM, "wide_deep": WideDeep, "deepfm": DeepFM, "fibinet": FiBiNET}
@@ -25,25 +25,21 @@ def register(name: str, model: type[Model]) -> None:
     MODELS[name] = model
 
 
-def parse_params(params: Mapping[str, Any], where: str = "model") -> tuple[type[Model], Spec]:
+def parse_params(params: Mapping[str, Any], where: str = "model") -> tuple[type[Model], Section]:
     """The class and the checked parameters of {"name": "deepfm", "hidden": [...], ...}.
 
     Raises RequestError that names `where`, what was found and what is allowed.
     """
     name = params.get("name")
     if name not in MODELS:
-        raise RequestError(f"{where}.name: no model is called {name!r}{nearest(str(name), MODELS)}")
+        raise RequestError(f"{where}.name: unknown model {name!r}{nearest(name, MODELS)}")
     model = MODELS[name]
     own = {key: value for key, value in params.items() if key != "name"}
-    for key in own:
-        if key not in model.Params.model_fields:
-            raise RequestError(f"{where}.{key}: not a parameter of {name}{nearest(key, model.Params.model_fields)}")
     try:
         return model, model.Params.model_validate(own)
     except ValidationError as failure:
-        first = failure.errors()[0]
-        path = ".".join(str(part) for part in (where, *first["loc"]))
-        raise RequestError(f"{path}: found {first['input']!r}; {first['msg']}") from None
+        location, text = explain(failure, model.Params, own)
+        raise RequestError(f"{dotted((where, *location))}: {text} (model {name})") from None
 
 
 def required_segments(name: str, num_tasks: int = 1) -> dict[str, int | None]:

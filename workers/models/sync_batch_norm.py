@@ -1,8 +1,8 @@
 """Batch norm over the global batch of several processes, on CPU. torch's own SyncBatchNorm runs on GPUs only.
 
-Forward adds up count, sum and square sum of all processes (one all-reduce, float64), backward the two sums that the
-exact gradient needs (one all-reduce). Local batches may differ in size, or be empty. Every process must call forward
-and backward equally often. Gradients of weight and bias are the local ones, for DDP averages those.
+Forward gathers count, mean and squared deviations of every process (float64, one collective) and joins them; backward
+adds up the two sums that the exact gradient needs (one all-reduce). Local batches may differ in size, or be empty.
+Every process must call forward and backward equally often. Gradients of weight and bias are local: DDP averages them.
 """
 
 from __future__ import annotations
@@ -61,20 +61,20 @@ def convert_batch_norm(module: nn.Module, group: dist.ProcessGroup | None = None
 def _global_statistics(input: Tensor, group: dist.ProcessGroup | None) -> tuple[float, Tensor, Tensor]:
     """Count, and mean and biased variance, float64 [num_features], over all processes."""
     size, width = input.shape
-    sums = torch.zeros(2 * width + 1, dtype=torch.float64)
+    own = torch.zeros(1 + 2 * width, dtype=torch.float64)  # count, mean, sum of squared deviations from that mean
     if size:
-        # The local variance is taken around the local mean, so that float32 loses nothing where the mean is large.
         variance, mean = torch.var_mean(input, 0, correction=0)
-        means = mean.double()
-        sums[:width] = means * size
-        sums[width:-1] = (variance.double() + means.square()) * size
-        sums[-1] = size
-    dist.all_reduce(sums, group=group)
-    count = float(sums[-1])
+        own[0], own[1 : width + 1], own[width + 1 :] = size, mean, variance * size
+    everyone = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(everyone, own, group=group)
+    parts = torch.stack(everyone)
+    counts, means, squares = parts[:, :1], parts[:, 1 : width + 1], parts[:, width + 1 :]
+    count = float(counts.sum())
     if count < 2:
         raise ValueError(f"batch norm needs more than one sample in training; the global batch has {count:.0f}")
-    mean = sums[:width] / count
-    return count, mean, (sums[width:-1] / count - mean.square()).clamp_(min=0)
+    mean = (counts * means).sum(0) / count
+    # Around the global mean (Chan, Golub and LeVeque 1983): unlike E[x^2] - E[x]^2 this does not cancel.
+    return count, mean, (squares + counts * (means - mean).square()).sum(0) / count
 
 
 class _Normalize(torch.autograd.Function):

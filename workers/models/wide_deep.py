@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ps.errors import RequestError
+from workers.config.errors import nearest
 from workers.models.layers import MLP, LinearPart, MLPParams, flat_input
 from workers.models.model import Inputs, Model, Rows
-from workers.models.nearest import nearest
 
 
 class WideDeepParams(MLPParams):

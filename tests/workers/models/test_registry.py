@@ -13,16 +13,16 @@ SHAPE = {"num_fields": 3, "segment_dims": {"linear": 1, "embedding": 4}, "field_
     [
         (
             {"name": "depfm"},
-            r"model.name: no model is called 'depfm'; did you mean 'deepfm'\? Allowed: deepfm, fibinet",
+            r"model.name: unknown model 'depfm'; did you mean 'deepfm'\?",
         ),
-        ({}, r"model.name: no model is called None\. Allowed"),
-        ({"name": "deepfm", "hiden": [4]}, r"model.hiden: not a parameter of deepfm; did you mean 'hidden'\?"),
-        ({"name": "lr", "hidden": [4]}, r"model.hidden: not a parameter of lr\. Allowed: none"),
-        ({"name": "deepfm", "dropout": 1.5}, r"model.dropout: found 1.5; Input should be less than 1"),
-        ({"name": "deepfm", "hidden": [4, "x"]}, r"model.hidden.1: found 'x'"),
+        ({}, r"model.name: unknown model None; allowed: lr, fm, wide_deep"),
+        ({"name": "deepfm", "hiden": [4]}, r"model.hiden: unknown key; did you mean 'hidden'\? \(model deepfm\)"),
+        ({"name": "lr", "hidden": [4]}, r"model.hidden: unknown key \(model lr\)"),
+        ({"name": "deepfm", "dropout": 1.5}, r"model.dropout: must be less than 1, found 1.5"),
+        ({"name": "deepfm", "hidden": [4, "x"]}, r"model.hidden.1: must be a valid integer.*found 'x'"),
         (
             {"name": "fibinet", "bilinear": "all"},
-            r"model.bilinear: found 'all'; Input should be 'field_all', 'field_each'",
+            r"model.bilinear: must be 'field_all', 'field_each'.*found 'all'",
         ),
         ({"name": "wide_deep", "wide": ["usr"]}, r"model.wide: no field is called 'usr'; did you mean 'user'\?"),
     ],
