@@ -50,6 +50,12 @@ class UnavailableError(WeirError):
     code = "UNAVAILABLE"
 
 
+class RowsLostError(WeirError):
+    """A shard process was started anew and holds no rows. Nothing is trained on until a checkpoint is restored."""
+
+    code = "NOT_FOUND"
+
+
 class MemoryLimitError(WeirError):
     """Growing the table would pass its memory limit. Nothing was written."""
 

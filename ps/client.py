@@ -1,0 +1,298 @@
+"""The client: pull, push, update, get, delete on sharded tables. Thread-safe; one identity per object.
+
+Raw keys may come in any order and with duplicates; gradients of duplicates are summed. For a batch that is pulled and then
+pushed, `prepare` does that work once. Which pulls see which pushes: docs/client.md.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ps import control
+from ps.cache import HotCache
+from ps.checkpoint import write_manifest
+from ps.errors import RequestError
+from ps.lookup import Lookup, check_payload, check_psfunc, check_rows, learning_rates, prepare, table_spec
+from ps.messages import READ, Execute, Identity, Pull
+from ps.options import ClientOptions
+from ps.psfunc import Counts, Kind, Psfunc
+from ps.psfuncs import Delete
+from ps.pusher import Pusher
+from ps.rounds import Connection, Directory, Future
+from ps.routing import Routing
+from ps.spec import ClusterSpec
+from ps.storage.unique import sum_by_key
+from ps.tally import Tally
+from ps.transport import Transport
+from ps.types import Gradients, Keys, Rows
+from ps.unsettled import Unsettled
+from ps.wire import weir_pb2 as pb
+from ps.wire.arrays import DTYPES, ITEM_BYTES
+
+Rates: TypeAlias = (
+    float | Mapping[str, float]
+)  # for all segments, or by segment; where none is given the optimizer's own
+
+
+class Client:
+    """A worker's line to a cluster. Close it, or use it as a context manager."""
+
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        transport: Transport,
+        directory: Directory,
+        routing: Routing,
+        options: ClientOptions | None = None,
+        *,
+        cluster: str = "local",
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        """on_close: ends what this client alone uses, such as shards of its own; called last by `close`."""
+        self.spec = spec
+        self.options = options or ClientOptions()
+        self._tally = Tally()
+        self._connection = Connection(cluster, transport, directory, routing, self.options.retry, self._tally)
+        self._unsettled = Unsettled(self._connection)
+        self._caches: dict[str, HotCache] = {}
+        self._cache_lock = threading.Lock()
+        cache = self.options.cache
+        if cache is not None:
+            self._caches = {
+                name: HotCache(cache.rows, table.width, max_age_steps=cache.max_age_steps, min_count=cache.min_count)
+                for name, table in spec.tables.items()
+            }
+        self._pusher = Pusher(spec, self.options, self._unsettled, self._tally, self._caches)
+        self._on_close = on_close
+        self._closed = False
+
+    @property
+    def routing(self) -> Routing:
+        """The newest routing that this client knows."""
+        return self._connection.routing
+
+    @property
+    def cluster(self) -> str:
+        """The cluster's name."""
+        return self._connection.cluster
+
+    # One table, raw keys.
+
+    def pull(self, table: str, keys: Keys) -> Rows:
+        """float32 [n, width]: the row of each key, uint64 [n]. A missing row reads as its initial value; none is created."""
+        lookup = self.prepare({table: keys})
+        rows: Rows = self.start_pull(lookup).wait()[table][lookup.inverse[table]]
+        return rows
+
+    def push(
+        self, table: str, keys: Keys, gradients: Gradients, *, step: int, learning_rate: Rates | None = None
+    ) -> Future[Counts]:
+        """Send gradients, float32 [n, width], of keys, uint64 [n]; those of duplicates are summed.
+
+        Raises RequestError for a wrong shape, NonFiniteError for a NaN or an infinity unless `on_nonfinite: skip_row`.
+        """
+        lookup = self.prepare({table: keys})
+        rows = check_rows(self.spec, table, gradients, len(lookup.inverse[table]))
+        rates = learning_rates(self.spec, table, learning_rate)
+        self._begin()
+        sums = sum_by_key(rows, lookup.inverse[table], len(lookup.keys[table]))
+        return self._pusher.push(lookup, {table: sums}, step, {table: rates}, lambda counts: counts[table])
+
+    def update(
+        self,
+        table: str,
+        psfunc: Psfunc,
+        keys: Keys | None = None,
+        payload: Rows | None = None,
+        *,
+        step: int = 0,
+        learning_rate: Rates | None = None,
+    ) -> Any:
+        """Run an update psfunc on keys, or on all rows, and return its merged result.
+
+        payload: float32 [n, w], a row for each key, which then must be unique.
+        """
+        lookup = self._check_execute(table, psfunc, "update", keys, payload is not None)
+        rows = None if lookup is None or payload is None else check_payload(self.spec, table, psfunc, lookup, payload)
+        rates = learning_rates(self.spec, table, learning_rate) if psfunc.takes_learning_rates else []
+
+        def make(identity: Identity) -> Execute:
+            return Execute(table, psfunc, identity, lookup, rows, rates)
+
+        result = self._unsettled.start(step, make, Execute.merge).wait()
+        self._forget_cached(table)
+        return result
+
+    def get(self, table: str, psfunc: Psfunc, keys: Keys | None = None) -> Any:
+        """Run a get psfunc on keys, or on all rows, and return its merged result."""
+        lookup = self._check_execute(table, psfunc, "get", keys, False)
+        self._before_read()
+        work = Execute(table, psfunc, READ, lookup)
+        return self._connection.start(work, work.merge).wait()
+
+    def delete(self, table: str, keys: Keys) -> Counts:
+        """Delete the rows of keys; `applied` counts those that existed."""
+        counts: Counts = self.update(table, Delete(), keys)
+        return counts
+
+    # Batches: several tables in one message a shard.
+
+    def prepare(self, keys: Mapping[str, Keys]) -> Lookup:
+        """Distinct keys of a batch by table, grouped for the shards. Raises RequestError for an unknown table or dtype."""
+        return prepare(self.spec, keys)
+
+    def start_pull(self, lookup: Lookup, *, fresh: bool = False) -> Future[dict[str, Rows]]:
+        """Rows, float32 [u, width], of lookup.keys by table. fresh: pass by the hot-key cache."""
+        self._before_read()
+        widths = {table: self.spec.tables[table].width for table in lookup.keys}
+        out = {table: np.empty((len(keys), widths[table]), np.float32) for table, keys in lookup.keys.items()}
+        missing: dict[str, NDArray[np.int64]] = {}
+        stamps: dict[str, int] = {}
+        dtype = DTYPES[self.options.wire]
+        for table, keys in lookup.keys.items():
+            if table not in self._caches or fresh:
+                continue
+            with self._cache_lock:
+                missing[table], stamps[table] = self._caches[table].read(keys, out[table])
+            hits = len(keys) - len(missing[table])
+            saved = hits * (8 + ITEM_BYTES[dtype] * widths[table])
+            self._tally.add(cache_lookups=len(keys), cache_hits=hits, bytes_saved=saved)
+
+        def finish() -> dict[str, Rows]:
+            with self._cache_lock:
+                for table, stamp in stamps.items():
+                    self._caches[table].admit(lookup.keys[table], out[table], missing[table], stamp)
+            return out
+
+        self._tally.add(pulls=1)
+        return self._connection.start(Pull(lookup, out, missing, dtype), finish)
+
+    def start_push(
+        self,
+        lookup: Lookup,
+        gradients: Mapping[str, Gradients],
+        *,
+        step: int,
+        learning_rates: Mapping[str, Rates] | None = None,
+    ) -> Future[dict[str, Counts]]:
+        """Send gradients, float32 [u, width] by table, of lookup.keys. A table without gradients is left out."""
+        rows, rates = {}, {}
+        for table, given in gradients.items():
+            table_spec(self.spec, table)
+            if table not in lookup.keys:
+                raise RequestError(f"gradients of table {table!r}, whose keys are not in the lookup")
+            rows[table] = check_rows(self.spec, table, given, len(lookup.keys[table]))
+            rates[table] = _learning_rates(self.spec, table, (learning_rates or {}).get(table))
+        self._begin()
+        return self._pusher.push(lookup, rows, step, rates, dict)
+
+    def settle(self, staleness: int) -> None:
+        """Wait until at most `staleness` own pushes are unacknowledged (-1: do not wait), and raise what failed.
+
+        With a cache its greatest age is taken off: a cached row may be that many steps old already.
+        """
+        if self.options.cache is not None and staleness > 0:
+            staleness = max(0, staleness - self.options.cache.max_age_steps)
+        if staleness >= 0:
+            self._unsettled.block(staleness)
+        self._begin()
+
+    def flush(self) -> None:
+        """Send what is held back, wait for every own push, and raise what failed."""
+        self._pusher.release()
+        self.settle(0)
+
+    # The whole cluster.
+
+    def save(self, directory: str) -> None:
+        """Write the rows of all shards under `directory`, which all of them must reach; the manifest comes last.
+
+        Own pushes are settled first. Where several clients push, all settle, and none pushes, while one of them saves.
+        """
+        self.flush()
+        requests = [pb.SaveRequest(directory=directory)] * self.routing.num_shards
+        patience = self.options.retry.control_seconds
+        transport = self._connection.transport
+        replies = control.call_all(transport, self.routing.addresses, "Save", requests, patience)
+        write_manifest(directory, self.spec, [reply.manifest for reply in replies])
+
+    def restore(self, directory: str) -> int:
+        """Bring all shards, those that lost their rows too, to the checkpoint in `directory`. Returns the number of rows.
+
+        Own pushes that failed or were held back are forgotten. No other client may be active meanwhile.
+        """
+        if self._closed:
+            raise RequestError("the client is closed; open a new one")
+        self._unsettled.forget()
+        self._pusher.forget()
+        connection = self._connection
+        routing = connection.directory.propose()
+        control.assign(connection.transport, self.spec, routing)
+        requests = [pb.RestoreRequest(directory=directory)] * routing.num_shards
+        patience = self.options.retry.control_seconds
+        replies = control.call_all(connection.transport, routing.addresses, "Restore", requests, patience)
+        connection.directory.commit(routing)
+        connection.routing = routing
+        for table in self.spec.tables:
+            self._forget_cached(table)
+        return sum(int(reply.num_rows) for reply in replies)
+
+    def stats(self) -> dict[str, float]:
+        """Counts since the client was made: rounds, bytes on the wire, retries, the cache, rows that were not applied."""
+        return self._tally.read()
+
+    def close(self) -> None:
+        """Flush, raise what failed, and give back connections and whatever this client started."""
+        if self._closed:
+            return
+        try:
+            self.flush()
+        finally:
+            self._closed = True
+            self._connection.close()
+            if self._on_close is not None:
+                self._on_close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except Exception:
+            if error is None:  # else the error of the block is the one to show
+                raise
+
+    def _begin(self) -> None:
+        if self._closed:
+            raise RequestError("the client is closed; open a new one")
+        self._unsettled.collect()
+
+    def _before_read(self) -> None:
+        """At staleness 0 a read sees every own push."""
+        if self.options.staleness == 0:
+            self._unsettled.block()
+        self._begin()
+
+    def _check_execute(
+        self, table: str, psfunc: Psfunc, kind: Kind, keys: Keys | None, has_payload: bool
+    ) -> Lookup | None:
+        check_psfunc(self.spec, table, psfunc, kind, has_keys=keys is not None, has_payload=has_payload)
+        self._begin()
+        return None if keys is None else self.prepare({table: keys})
+
+    def _forget_cached(self, table: str) -> None:
+        if table in self._caches:
+            with self._cache_lock:
+                self._caches[table].clear()
+
+
+_learning_rates = learning_rates  # `start_push` has an argument of that name

@@ -1,0 +1,115 @@
+"""Messages to all shards at once: assign, save, restore, status. And the directory of a cluster without a coordinator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from ps.errors import RequestError, RowsLostError, UnavailableError, WeirError
+from ps.routing import Routing
+from ps.spec import ClusterSpec
+from ps.transport import Method, TimedOutError, Transport
+from ps.wire import weir_pb2 as pb
+
+STATUS_SECONDS = 3.0
+ASSIGN_SECONDS = 600.0  # the first one compiles kernels where nobody has yet
+
+
+def call_all(
+    transport: Transport, addresses: Sequence[str], method: Method, messages: Sequence[Any], timeout_seconds: float
+) -> list[Any]:
+    """One message to each shard, all at once; the replies in order. Raises the first error, with the shard's number and address."""
+    pending = [
+        transport.send(address, method, message, timeout_seconds)
+        for address, message in zip(addresses, messages, strict=True)
+    ]
+    outcomes = [future.exception() for future in pending]
+    for shard, (address, error) in enumerate(zip(addresses, outcomes, strict=True)):
+        if isinstance(error, TimedOutError):
+            raise UnavailableError(f"{method.lower()}: shard {shard} at {address}: {error}; its process may be frozen")
+        if isinstance(error, WeirError):
+            raise type(error)(f"{method.lower()}: shard {shard} at {address}: {error}")
+        if error is not None:
+            raise error
+    return [future.result() for future in pending]
+
+
+def assign(transport: Transport, spec: ClusterSpec, routing: Routing) -> None:
+    """Give every shard of a routing its place."""
+    body, where = spec.model_dump_json().encode(), routing.to_message()
+    messages = [pb.AssignRequest(cluster_spec=body, routing=where, shard=shard) for shard in range(routing.num_shards)]
+    call_all(transport, routing.addresses, "Assign", messages, ASSIGN_SECONDS)
+
+
+def statuses(
+    transport: Transport, addresses: Sequence[str], timeout_seconds: float = STATUS_SECONDS
+) -> list[pb.StatusReply | None]:
+    """Each shard's status, None where it does not answer."""
+    pending = [transport.send(address, "Status", pb.StatusRequest(), timeout_seconds) for address in addresses]
+    return [future.result() if future.exception() is None else None for future in pending]
+
+
+def read_spec(status: pb.StatusReply, address: str) -> ClusterSpec:
+    """The cluster spec that a shard was assigned. Raises RequestError if it has none, or one of another version."""
+    if not status.cluster_spec:
+        raise RequestError(
+            f"the shard at {address} has no cluster yet: nothing was assigned, or its process was restarted"
+        )
+    try:
+        return ClusterSpec.model_validate_json(status.cluster_spec)
+    except ValidationError as error:
+        raise RequestError(
+            f"the cluster at {address} has a spec that this version of weir-ps cannot read: {error}"
+        ) from None
+
+
+class StatusDirectory:
+    """Finds the routing by asking the shards themselves, at the addresses known so far."""
+
+    def __init__(self, cluster: str, transport: Transport, addresses: Sequence[str]) -> None:
+        self._cluster = cluster
+        self._transport = transport
+        self._addresses = tuple(addresses)
+
+    def routing(self) -> Routing:
+        found = statuses(self._transport, self._addresses)
+        assigned = [status for status in found if status is not None and status.cluster_spec]
+        if not any(status is not None for status in found):
+            raise UnavailableError(
+                f"none of the shards of cluster {self._cluster!r} answers: {', '.join(self._addresses)}"
+            )
+        for shard, (address, status) in enumerate(zip(self._addresses, found, strict=True)):
+            if status is not None and not status.cluster_spec:
+                raise RowsLostError(rows_lost(self._cluster, [shard], address))
+        newest = Routing.from_message(max(assigned, key=lambda status: status.routing.epoch).routing)
+        self._addresses = newest.addresses
+        return newest
+
+    def propose(self) -> Routing:
+        found = statuses(self._transport, self._addresses)
+        for shard, (address, status) in enumerate(zip(self._addresses, found, strict=True)):
+            if status is None:
+                raise UnavailableError(
+                    f"shard {shard} of cluster {self._cluster!r} at {address} does not answer; start it again"
+                )
+        known = [Routing.from_message(status.routing) for status in found if status is not None and status.cluster_spec]
+        if not known:
+            raise RowsLostError(f"no shard of cluster {self._cluster!r} knows its tables any more; start a new cluster")
+        newest = max(known, key=lambda routing: routing.epoch)
+        return Routing(newest.epoch + 1, newest.owners.astype(np.int32), newest.addresses)
+
+    def commit(self, routing: Routing) -> None:
+        self._addresses = routing.addresses
+
+
+def rows_lost(cluster: str, shards: Sequence[int], address: str = "") -> str:
+    """The message for shards that came back empty."""
+    named = f"shard {shards[0]}" if len(shards) == 1 else f"shards {', '.join(map(str, shards))}"
+    place = f" at {address}" if address else ""
+    return (
+        f"{named} of cluster {cluster!r}{place} lost its rows (the process died and was started anew); "
+        "restore from a checkpoint: client.restore(directory), or run `weir train` again"
+    )

@@ -1,0 +1,326 @@
+"""One logical operation: a message to every shard concerned, sent again until each has answered. All retries live here.
+
+    not the shard's epoch (WrongEpochError)   ask where the shards are now, split again what was not answered, send
+    queue full (OverloadedError)              back off and send, for at most `overloaded_seconds`
+    not reached (UnavailableError)            ask, back off and send, for at most `unavailable_seconds`
+    anything else, and no answer in time      final
+
+A message sent again carries the same client and sequence, so whatever a shard has applied already it skips.
+Threads: `start` runs at the caller, answers arrive on the transport's threads, tries after the first run on one thread a client.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent import futures
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from ps.errors import OverloadedError, RowsLostError, UnavailableError, WeirError, WrongEpochError
+from ps.options import RetryOptions
+from ps.routing import Positions, Routing
+from ps.tally import Tally
+from ps.transport import ClosedError, TimedOutError, Transport
+from ps.wire import weir_pb2 as pb
+
+T = TypeVar("T")
+
+
+class Directory(Protocol):
+    """Where the shards are. Calls may block for a few seconds."""
+
+    def routing(self) -> Routing:
+        """The newest routing. Raises RowsLostError for a shard that came back empty, UnavailableError when nobody answers."""
+        ...
+
+    def propose(self) -> Routing:
+        """A routing of a higher epoch over the shards that live now, for a restore."""
+        ...
+
+    def commit(self, routing: Routing) -> None:
+        """The proposed routing is assigned and restored: it is the one from now on."""
+        ...
+
+
+@dataclass(eq=False)
+class Part:
+    """What one shard does of a round. positions: by table, of its keys among the round's."""
+
+    shard: int
+    positions: dict[str, Positions] = field(default_factory=dict)
+    epoch: int = 0
+    tries: int = 0
+    failing_since: float | None = None
+
+
+class Work(Protocol):
+    """What a round is about. accept is called once a part, one at a time."""
+
+    what: str  # for messages: "push to 'user'"
+
+    def split(self, routing: Routing) -> list[Part]: ...
+
+    def split_again(self, part: Part, routing: Routing) -> list[Part] | None:
+        """The part under another routing, or None: the round has to start anew (accept has been undone)."""
+        ...
+
+    def request(self, part: Part, routing: Routing) -> pb.Request: ...
+
+    def accept(self, part: Part, reply: pb.Reply) -> None: ...
+
+
+class Future(Generic[T]):
+    """The outcome of a round. `wait` gives it, again and again, on any thread."""
+
+    def __init__(self, inner: futures.Future[None], finish: Callable[[], T]) -> None:
+        self._inner = inner
+        self._finish: Callable[[], T] | None = finish
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+        self.was_waited_for = False
+
+    def wait(self, timeout_seconds: float | None = None) -> T:
+        """Block until every shard has answered; return the result or raise the error. Raises TimeoutError after timeout_seconds."""
+        if not futures.wait([self._inner], timeout_seconds).done:
+            raise TimeoutError(f"no answer yet after {timeout_seconds:g} s; the round goes on")
+        with self._lock:
+            self.was_waited_for = True
+            if self._finish is not None:
+                finish, self._finish = self._finish, None
+                self._error = self._inner.exception()
+                if self._error is None:
+                    try:
+                        self._value = finish()
+                    except WeirError as error:
+                        self._error = error
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        return self._value  # type: ignore[return-value]
+
+    def block(self) -> None:
+        """Wait for the outcome without looking at it."""
+        futures.wait([self._inner])
+
+    def done(self) -> bool:
+        """Whether `wait` would return or raise at once."""
+        return self._inner.done()
+
+
+class Connection:
+    """A client's line to a cluster: transport, newest known routing, and the thread of later tries."""
+
+    def __init__(
+        self,
+        cluster: str,
+        transport: Transport,
+        directory: Directory,
+        routing: Routing,
+        retry: RetryOptions,
+        tally: Tally,
+    ) -> None:
+        self.cluster = cluster
+        self.transport = transport
+        self.directory = directory
+        self.routing = routing
+        self.retry = retry
+        self.tally = tally
+        self.later = Later()
+        self._asked_at = float("-inf")
+
+    def start(self, work: Work, finish: Callable[[], T]) -> Future[T]:
+        """Send a round."""
+        return Future(Round(self, work).start(), finish)
+
+    def find_shards(self, known_epoch: int) -> None:
+        """Ask the directory, unless a newer routing is known or it was asked a moment ago. Raises RowsLostError."""
+        if self.routing.epoch > known_epoch or time.monotonic() < self._asked_at + self.retry.first_backoff_seconds:
+            return
+        try:
+            found = self.directory.routing()
+        except UnavailableError:
+            return  # shards go on without their coordinator; the try that follows says what is missing
+        finally:
+            self._asked_at = time.monotonic()
+        if found.epoch > self.routing.epoch:
+            self.routing = found
+
+    def close(self) -> None:
+        """Rounds on their way fail with UnavailableError."""
+        self.transport.close()
+        self.later.close()
+
+
+class Round:
+    """The parts of one operation on their way."""
+
+    def __init__(self, connection: Connection, work: Work) -> None:
+        self._connection = connection
+        self._work = work
+        self._outcome: futures.Future[None] = futures.Future()
+        self._open: set[Part] = set()
+        self._lock = threading.RLock()
+
+    def start(self) -> futures.Future[None]:
+        routing = self._connection.routing
+        self._send_all(self._work.split(routing), routing)
+        return self._outcome
+
+    def _send_all(self, parts: Sequence[Part], routing: Routing) -> None:
+        with self._lock:
+            if self._outcome.done():
+                return
+            self._open.update(parts)
+            if not self._open:
+                self._outcome.set_result(None)
+        for part in parts:
+            self._send(part, routing)
+
+    def _send(self, part: Part, routing: Routing) -> None:
+        part.epoch, part.tries = routing.epoch, part.tries + 1
+        request = self._work.request(part, routing)
+        connection = self._connection
+        connection.tally.add(bytes_sent=request.ByteSize())
+        answer = connection.transport.send(
+            routing.addresses[part.shard], "Execute", request, connection.retry.timeout_seconds
+        )
+        answer.add_done_callback(lambda done: self._answered(part, done))
+
+    def _answered(self, part: Part, done: futures.Future[pb.Reply]) -> None:
+        error = done.exception()
+        if error is not None:
+            self._try_later(part, error)
+            return
+        reply = done.result()
+        with self._lock:
+            if part not in self._open:
+                return  # of a round that has started anew or failed meanwhile
+            self._connection.tally.add(bytes_received=reply.ByteSize())
+            try:
+                self._work.accept(part, reply)
+            except (
+                Exception
+            ) as failure:  # a reply that does not fit its request must reach the waiter, whatever it raises
+                self._fail(failure)
+                return
+            self._open.discard(part)
+            if not self._open:
+                self._outcome.set_result(None)
+
+    def _try_later(self, part: Part, error: BaseException) -> None:
+        retry, now = self._connection.retry, time.monotonic()
+        if part.failing_since is None:
+            part.failing_since = now
+        patience = retry.overloaded_seconds if isinstance(error, OverloadedError) else retry.unavailable_seconds
+        retriable = isinstance(error, OverloadedError | WrongEpochError | UnavailableError)
+        if not retriable or isinstance(error, TimedOutError | ClosedError) or now - part.failing_since >= patience:
+            self._fail(self._explained(part, error))
+            return
+        self._connection.tally.add(retries=1)
+        pause = min(retry.max_backoff_seconds, retry.first_backoff_seconds * 2 ** min(part.tries - 1, 16))
+        if not self._connection.later.run(pause, lambda: self._try_again(part, error)):
+            self._fail(self._explained(part, ClosedError("the client was closed")))
+
+    def _try_again(self, part: Part, error: BaseException) -> None:
+        try:
+            if not isinstance(error, OverloadedError):
+                self._connection.find_shards(part.epoch)
+            routing = self._connection.routing
+            if routing.epoch == part.epoch:
+                self._send(part, routing)
+                return
+            with self._lock:
+                if part not in self._open:
+                    return
+                self._open.discard(part)
+                parts = self._work.split_again(part, routing)
+                if parts is None:
+                    self._open.clear()
+                    parts = self._work.split(routing)
+                for each in parts:
+                    each.tries, each.failing_since = part.tries, part.failing_since
+            self._send_all(parts, routing)
+        except Exception as failure:  # runs on its own thread: the waiter must hear of it
+            self._fail(failure)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            self._open.clear()
+            if not self._outcome.done():
+                self._outcome.set_exception(error)
+
+    def _explained(self, part: Part, error: BaseException) -> BaseException:
+        """The error with its place and remedy."""
+        routing, cluster = self._connection.routing, self._connection.cluster
+        shard = f"shard {part.shard} of cluster {cluster!r}"
+        if part.shard < routing.num_shards:
+            shard += f" at {routing.addresses[part.shard]}"
+        place = f"{self._work.what}: {shard}"
+        if isinstance(error, TimedOutError):
+            return UnavailableError(
+                f"{place} is frozen or overloaded: {error}; look at its process, or raise timeout_seconds"
+            )
+        if isinstance(error, ClosedError):
+            return UnavailableError(f"{place}: {error} before it answered")
+        if isinstance(error, UnavailableError):
+            return UnavailableError(
+                f"{place} cannot be reached after {part.tries} tries ({error}); "
+                "its rows are gone if its process died: start the cluster again and restore a checkpoint"
+            )
+        if isinstance(error, OverloadedError):
+            return OverloadedError(
+                f"{place} stayed overloaded for {part.tries} tries ({error}); add shards or slow down"
+            )
+        if isinstance(error, WrongEpochError):
+            return WrongEpochError(f"{place} refused the routing of epoch {part.epoch} {part.tries} times ({error})")
+        if isinstance(error, WeirError) and not isinstance(error, RowsLostError):
+            return type(error)(f"{place}: {error}")
+        return error
+
+
+class Later:
+    """Runs functions after a pause, on one thread that starts with the first."""
+
+    def __init__(self) -> None:
+        self._due: list[tuple[float, int, Callable[[], Any]]] = []
+        self._number = itertools.count()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def run(self, pause_seconds: float, function: Callable[[], Any]) -> bool:
+        """Run `function` after a pause. False, and it never runs, after close."""
+        with self._changed:
+            if self._closed:
+                return False
+            heapq.heappush(self._due, (time.monotonic() + pause_seconds, next(self._number), function))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="weir-retry", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+            return True
+
+    def close(self) -> None:
+        """Run at once what waits, so that it ends too, and stop the thread."""
+        with self._changed:
+            self._closed = True
+            waiting, self._due = self._due, []
+            self._changed.notify()
+        for _, _, function in waiting:
+            function()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=10)
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                while not self._closed and (not self._due or self._due[0][0] > time.monotonic()):
+                    self._changed.wait(self._due[0][0] - time.monotonic() if self._due else None)
+                if self._closed:
+                    return
+                function = heapq.heappop(self._due)[2]
+            function()

@@ -1,0 +1,125 @@
+"""How a message reaches a shard: one narrow method, two ways. Both carry the same messages, so both round alike.
+
+`send` never blocks and never raises; the future it returns resolves on any thread, with the reply or with an error of
+ps/errors.py. No retries here: those live in ps/rounds.py.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any, Literal, Protocol, TypeAlias
+
+import grpc
+
+from ps.errors import UnavailableError, from_wire
+from ps.wire import weir_pb2 as pb
+
+Method: TypeAlias = Literal["Execute", "Assign", "Save", "Restore", "Status"]
+REPLIES: Mapping[Method, Any] = {
+    "Execute": pb.Reply,
+    "Assign": pb.AssignReply,
+    "Save": pb.SaveReply,
+    "Restore": pb.RestoreReply,
+    "Status": pb.StatusReply,
+}
+MAX_MESSAGE_BYTES = 1 << 30
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A cut connection without a reset is noticed after keepalive_time + keepalive_timeout, and only while a call waits.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A restarted shard is found again at the pace of our own retries, not of gRPC's (1 s, doubling).
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # Rows in one frame instead of 16 KiB pieces; each client object has a connection of its own.
+    ("grpc.http2.max_frame_size", 4 << 20),
+    ("grpc.http2.lookahead_bytes", 16 << 20),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+)
+
+
+class TimedOutError(UnavailableError):
+    """No answer within the time given to one message: the shard is frozen, or far too slow. Not tried again."""
+
+
+class ClosedError(UnavailableError):
+    """The transport was closed before the answer came. Not tried again."""
+
+
+class Transport(Protocol):
+    def send(self, address: str, method: Method, message: Any, timeout_seconds: float) -> Future[Any]:
+        """Send one message and return the future of its reply."""
+        ...
+
+    def close(self) -> None:
+        """Give back connections. Futures still open resolve with UnavailableError."""
+        ...
+
+
+class GrpcTransport:
+    """One channel per address, opened on first use. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, grpc.Channel] = {}
+        self._methods: dict[tuple[str, Method], Any] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def send(self, address: str, method: Method, message: Any, timeout_seconds: float) -> Future[Any]:
+        answer: Future[Any] = Future()
+        try:
+            call = self._method(address, method).future(message, timeout=timeout_seconds)
+        except ValueError:  # a channel closed meanwhile
+            answer.set_exception(ClosedError("the client was closed"))
+            return answer
+        call.add_done_callback(lambda done: _resolve(answer, done, timeout_seconds))
+        return answer
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            channels, self._channels, self._methods = self._channels, {}, {}
+        for channel in channels.values():
+            channel.close()
+
+    def _method(self, address: str, method: Method) -> Any:
+        with self._lock:
+            if self._closed:
+                raise ValueError("closed")
+            known = self._methods.get((address, method))
+            if known is None:
+                channel = self._channels.get(address)
+                if channel is None:
+                    channel = self._channels[address] = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+                known = self._methods[address, method] = channel.unary_unary(
+                    f"/weir.v1.Shard/{method}",
+                    request_serializer=_serialize,
+                    response_deserializer=REPLIES[method].FromString,
+                )
+            return known
+
+
+def _serialize(message: Any) -> bytes:
+    data: bytes = message.SerializeToString()
+    return data
+
+
+def _resolve(answer: Future[Any], done: Any, timeout_seconds: float) -> None:
+    """Carry the outcome of a gRPC call over, its status as the error class that the shard raised."""
+    if done.cancelled():
+        answer.set_exception(ClosedError("the client was closed"))
+        return
+    failure = done.exception()
+    if failure is None:
+        answer.set_result(done.result())
+    elif failure.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+        answer.set_exception(TimedOutError(f"no answer within {timeout_seconds:g} s"))
+    else:
+        name = next((value for key, value in failure.trailing_metadata() or () if key == "weir-error"), None)
+        answer.set_exception(from_wire(failure.code().name, failure.details() or "", name))
