@@ -1,0 +1,128 @@
+"""The `weir` command. Human output goes to stderr; with --json stdout carries exactly one JSON object, last.
+
+Exit status: 0 done; 2 a mistake in the request, one clear line; 1 a failure; 130 interrupted (a checkpoint that resumes is left).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ps.errors import RequestError, WeirError
+from workers.config import load_config
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+ConfigPath = Annotated[Path, typer.Argument(help="a recipe, see configs/", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a setting, as in data.root=/data")
+]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+Local = Annotated[bool, typer.Option("--local", help="shards inside this process; needs no Ray")]
+
+
+@app.command()
+def train(config: ConfigPath, overrides: Overrides = None, local: Local = False, as_json: Json = False) -> None:
+    """Train and evaluate. Continues the recipe's latest unfinished run from its newest checkpoint."""
+    from workers.training.job import train as run
+
+    with _errors():
+        result = run(load_config(config, overrides or []), local=local)
+        _print(result, as_json)
+
+
+@app.command()
+def evaluate(
+    config: ConfigPath,
+    checkpoint: Annotated[Path, typer.Option(help="a checkpoint directory", show_default=False)],
+    overrides: Overrides = None,
+    local: Local = False,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a checkpoint on the test split."""
+    from workers.training.job import evaluate as run
+
+    with _errors():
+        _print(run(load_config(config, overrides or []), checkpoint, local=local), as_json)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="a checkpoint directory", show_default=False)],
+    key: Annotated[str | None, typer.Option(help="FIELD=VALUE: show the row of one value", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """What a checkpoint holds: tables, rows, bytes, slots; verifies checksums; or one row."""
+    from workers.inspect import inspect as run
+
+    with _errors():
+        _print(run(path, key), as_json)
+
+
+@app.command()
+def up(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Start a long-lived cluster of shards on Ray; `weir train` of the same recipe attaches to it."""
+    from workers.training.cluster import up as run
+
+    with _errors():
+        _print(run(load_config(config, overrides or [])), as_json)
+
+
+@app.command()
+def down(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Stop the recipe's long-lived cluster. Its rows are gone: save a checkpoint first."""
+    from workers.training.cluster import down as run
+
+    with _errors():
+        run(load_config(config, overrides or []))
+
+
+@app.command()
+def status(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Shards, rows, bytes, queues of the recipe's long-lived cluster."""
+    from workers.training.cluster import status as run
+
+    with _errors():
+        _print(run(load_config(config, overrides or [])), as_json)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """One clear line on stderr and the exit status that belongs to the error."""
+    try:
+        yield
+    except RequestError as error:
+        _fail(str(error), 2)
+    except WeirError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"weir: {message}", file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result, default=str), flush=True)
+        return
+    write: Callable[[str], None] = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    for name, value in result.items():
+        write(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
+
+
+def main() -> None:
+    """Console entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

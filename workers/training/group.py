@@ -1,0 +1,134 @@
+"""Several workers: a Ray Train group with torch DDP (gloo) for the tower and synchronous groups at the shards for the rows.
+
+Ray Train places the processes and sets up the process group; everything else is `job.work`, the same code as with one worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.train import Result, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from ps.errors import UnavailableError, WeirError
+from workers.config import Config
+from workers.training.cluster import OpenCluster
+from workers.training.runs import STOP_FILE, Run
+from workers.training.world import World
+
+
+def train_in_group(config: Config, cluster: OpenCluster, run: Run, checkpoint: Path | None) -> dict[str, Any]:
+    """Train with `cluster.workers.count` workers; the result of rank 0. Raises what a worker raised.
+
+    The run's directory and the data must be reachable under the same paths on every node with a worker.
+    """
+    workers = config.cluster.workers
+    resources = {"CPU": workers.cpus} | ({"worker": 1.0} if ray.cluster_resources().get("worker") else {})
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "config": config.model_dump_json(),
+            "cluster": cluster.name,
+            "run": str(run.directory.absolute()),
+            "checkpoint": checkpoint and str(checkpoint.absolute()),
+            "generation": time.time_ns() // 1_000_000,
+            "directory": os.getcwd(),
+        },
+        scaling_config=ScalingConfig(num_workers=workers.count, resources_per_worker=resources),
+        run_config=RunConfig(name="group", storage_path=str((run.directory / "ray").absolute())),
+        torch_config=TorchConfig(backend="gloo"),
+    )
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    with _stop_file_on_signals(run):
+        return _fit(trainer)
+
+
+def _fit(trainer: TorchTrainer) -> dict[str, Any]:
+    """On a thread of its own: in the main thread Ray Train would answer Ctrl-C by killing the workers."""
+    outcome: list[Result | BaseException] = []
+
+    def fit() -> None:
+        try:
+            outcome.append(trainer.fit())
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    found = outcome[0]
+    if isinstance(found, BaseException):
+        raise _cause(found)
+    return dict(found.metrics or {})
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The first of our own errors that a worker raised, or one line of what Ray Train says."""
+    failures = getattr(error, "worker_failures", {})
+    causes = [_unwrapped(failure) for failure in failures.values()]
+    ours = next((cause for cause in causes if isinstance(cause, WeirError | KeyboardInterrupt)), None)
+    if ours is not None:
+        return ours
+    said = str(causes[0] if causes else error).strip().splitlines()
+    return UnavailableError(f"the worker group failed: {said[-1] if said else type(error).__name__}")
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    while isinstance(inner := getattr(error, "cause", None) or error.__cause__, BaseException):
+        error = inner
+    return error
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """One worker's process."""
+    from ray import train
+
+    from ps.options import GroupOptions
+    from workers.training.cluster import connect
+    from workers.training.job import work
+
+    os.chdir(settings["directory"])
+    context = train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size())
+    config = Config.model_validate_json(settings["config"])
+    group = GroupOptions(generation=settings["generation"], rank=world.rank, world=world.size)
+    checkpoint = settings["checkpoint"] and Path(settings["checkpoint"])
+    options = config.cluster.client.model_copy(update={"group": group})
+    with connect(settings["cluster"], options) as client:
+        try:
+            result = work(config, client, Run(Path(settings["run"])), checkpoint, world)
+        except WeirError as error:
+            error.add_note(f"on {socket.gethostname()}, worker {world.rank}")
+            raise
+    train.report(result if world.is_first else {})
+
+
+@contextmanager
+def _stop_file_on_signals(run: Run) -> Iterator[None]:
+    """Ctrl-C reaches the driver only: it leaves a file in the run's directory, for which rank 0 looks after every step."""
+    path = run.directory / STOP_FILE
+    path.unlink(missing_ok=True)
+
+    def mark(signum: int, frame: FrameType | None) -> None:
+        path.touch()
+        signal.signal(signum, previous[signum])
+
+    previous = {number: signal.signal(number, mark) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        path.unlink(missing_ok=True)

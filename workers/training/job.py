@@ -1,0 +1,212 @@
+"""A whole job from its config: data, cluster, model, training, evaluation, result. The same for one worker and for several."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ps.client import Client
+from ps.errors import RequestError
+from workers import metrics
+from workers.config import Config
+from workers.models.losses import loss as loss_of
+from workers.models.model import Model
+from workers.models.registry import build_model, parse_params
+from workers.models.sync_batch_norm import convert_batch_norm
+from workers.samples.batch import Batch
+from workers.samples.dataset import Dataset, open_splits
+from workers.samples.schema import Schema
+from workers.training.cluster import open_cluster
+from workers.training.evaluation import Predictions
+from workers.training.progress import Reporter
+from workers.training.runs import Run, open_run, write_json
+from workers.training.schedule import Schedule
+from workers.training.scorer import Scorer
+from workers.training.trainer import Trainer
+from workers.training.world import World
+
+
+def train(config: Config, *, local: bool = False) -> dict[str, Any]:
+    """Train and evaluate; the result that `weir train --json` prints. Raises RequestError before anything is started."""
+    schema = Schema(config)
+    check(config, schema)
+    run, checkpoint = open_run(Path(config.runs), config.name, describe(config), resume=config.checkpoint.resume == "auto")
+    with open_cluster(config, local=local) as cluster:
+        if config.cluster.workers.count > 1:
+            from workers.training.group import train_in_group
+
+            result = train_in_group(config, cluster, run, checkpoint)
+        else:
+            with cluster.client(config.client_options()) as client:
+                result = work(config, client, run, checkpoint, World())
+    run.finish(result)
+    return result
+
+
+def evaluate(config: Config, checkpoint: Path, *, local: bool = False) -> dict[str, Any]:
+    """Metrics of a checkpoint on the test split."""
+    schema = Schema(config)
+    check(config, schema)
+    splits = open_splits(config, schema)
+    if "test" not in splits:
+        raise RequestError("data.test is missing: evaluate needs the test split")
+    with open_cluster(config, local=local) as cluster, cluster.client(config.client_options()) as client:
+        run = Run(checkpoint.parent)
+        with Reporter(run.directory, quiet=True) as reporter:
+            trainer = _trainer(config, schema, splits, client, run, reporter, World())
+            trainer.restore(checkpoint, weights_only=True)
+            found, predictions = trainer.evaluate("test")
+    return {**_tested(found, predictions, config), "checkpoint": str(checkpoint)}
+
+
+def work(config: Config, client: Client, run: Run, checkpoint: Path | None, world: World) -> dict[str, Any]:
+    """What each worker does: train, then evaluate its share of the test split. The result is the same at every worker."""
+    schema = Schema(config)
+    splits = open_splits(config, schema)
+    with Reporter(run.directory, quiet=not world.is_first) as reporter:
+        trainer = _trainer(config, schema, splits, client, run, reporter, world)
+        if checkpoint:
+            trainer.restore(checkpoint)
+            reporter.say(f"continuing {run.directory} after step {trainer.position.step}")
+        trainer.fit()
+        return _result(trainer)
+
+
+def check(config: Config, schema: Schema) -> None:
+    """What can be wrong with a config beyond its own file: the model's parameters, the segments that it needs."""
+    parse_params(config.model)
+    with torch.device("meta"):
+        _model(config, schema)
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """The config as JSON types."""
+    return config.model_dump(mode="json")
+
+
+def _trainer(
+    config: Config,
+    schema: Schema,
+    splits: dict[str, Dataset],
+    client: Client,
+    run: Run,
+    reporter: Reporter,
+    world: World,
+) -> Trainer:
+    torch.set_num_threads(config.train.threads or len(os.sched_getaffinity(0)))
+    torch.manual_seed(config.seed)
+    model: torch.nn.Module = _model(config, schema)
+    tower = config.train.tower
+    if world.size > 1:
+        model = DistributedDataParallel(convert_batch_norm(model) if tower.sync_batch_norm else model)
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=tower.learning_rate, weight_decay=tower.weight_decay, fused=True
+    )
+    kinds = [label.type for label in config.labels.values()]
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        weights = None if batch.weights is None else torch.from_numpy(batch.weights)
+        return loss_of(logits, torch.from_numpy(batch.labels), kinds, sample_weights=weights)
+
+    return Trainer(
+        config=config,
+        client=client,
+        scorer=Scorer(model, config.tables, schema.field_names),
+        optimizer=optimizer,
+        loss=loss,
+        metrics=lambda predictions: _metrics(predictions, config),
+        splits=splits,
+        run=run,
+        reporter=reporter,
+        schedule=_schedule(config),
+        world=world,
+    )
+
+
+def _model(config: Config, schema: Schema) -> Model:
+    dims: dict[str, int] = {}
+    for table, spec in config.tables.items():
+        for name, segment in spec.segments.items():
+            if dims.setdefault(name, segment.dim) != segment.dim:
+                raise RequestError(
+                    f"tables.{table}.segments.{name}.dim: found {segment.dim}; another table has {dims[name]}: "
+                    "all fields of a segment have one dim"
+                )
+    return build_model(
+        config.model,
+        num_fields=len(schema.field_names),
+        segment_dims=dims,
+        num_dense=len(schema.dense_names),
+        num_tasks=len(config.labels),
+        field_names=schema.field_names,
+    )
+
+
+def _schedule(config: Config) -> Schedule | None:
+    stopping, plateau = config.train.early_stopping, config.train.plateau
+    if stopping is None:
+        return None
+    schedule = Schedule(stopping.mode == "max", stopping.patience, stopping.min_delta)
+    if plateau is not None:
+        schedule.drop_factor, schedule.drop_patience = plateau.factor, plateau.patience
+        schedule.max_drops = plateau.max_drops
+    return schedule
+
+
+def _metrics(predictions: Predictions, config: Config) -> dict[str, float]:
+    return metrics.evaluate_metrics(
+        predictions.logits,
+        predictions.labels,
+        [label.type for label in config.labels.values()],
+        weights=predictions.weights,
+        groups=predictions.groups,
+        tasks=tuple(config.labels),
+    )
+
+
+def _tested(found: Mapping[str, float], predictions: Predictions, config: Config) -> dict[str, Any]:
+    """The test metrics, and beside them the best that any model could reach where the teacher is known."""
+    result: dict[str, Any] = dict(found)
+    if predictions.probability is not None:
+        best = _metrics(_as_teacher(predictions), config)
+        result |= {f"best_possible_{name}": best[name] for name in best if name.startswith(("auc", "logloss"))}
+    return result
+
+
+def _as_teacher(predictions: Predictions) -> Predictions:
+    assert predictions.probability is not None
+    p = predictions.probability
+    logits = torch.logit(torch.from_numpy(p)).numpy()
+    return Predictions(logits, predictions.labels, predictions.weights, predictions.groups, p)
+
+
+def _result(trainer: Trainer) -> dict[str, Any]:
+    config, position = trainer.config, trainer.position
+    result: dict[str, Any] = {"name": config.name}
+    if "test" in trainer.splits:
+        result |= _tested(*trainer.evaluate("test"), config)
+    checkpoint = trainer.keep_final()
+    if trainer.schedule is not None and config.train.early_stopping is not None:
+        result[f"valid_{config.train.early_stopping.metric}"] = trainer.schedule.best
+    stats = trainer.client.stats()
+    status = trainer.client.status()
+    return {
+        **result,
+        "epochs": position.epoch,
+        "steps": position.step,
+        "samples": position.samples,
+        "samples_per_second": position.samples / max(trainer.training_seconds, 1e-9),
+        "rows": status["rows"],
+        "bytes_per_row": status["bytes_per_row"],
+        "cache_hit_rate": stats["cache_hit_rate"],
+        "dropped_gradients": stats["dropped_above"] + stats["dropped_below"],
+        "checkpoint": str(checkpoint),
+        "run": str(trainer.run.directory),
+    }

@@ -1,0 +1,104 @@
+"""Where a run keeps its files, and which earlier run a new one continues.
+
+    <runs>/<name>/<number>/config.json              the config as resolved
+                           curves.csv               step, epoch, loss, speed; metrics after evaluations
+                           checkpoints/step-<n>/    complete once it holds manifest.json
+                           best/step-<n>/           the checkpoint of the best evaluation
+                           result.json              written last: the run is finished
+
+A run without result.json whose config learns the same thing is continued from its newest complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+STOP_FILE = "stop"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's directory."""
+
+    directory: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        return self.directory / "best"
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether somebody left the file that asks the workers to save and stop."""
+        return (self.directory / STOP_FILE).exists()
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json; after this the run is not continued any more."""
+        write_json(self.directory / "result.json", result)
+
+
+def open_run(runs: Path, name: str, config: dict[str, Any], *, resume: bool) -> tuple[Run, Path | None]:
+    """The run to write to, and the checkpoint to continue from (None: from the start)."""
+    home = runs / name
+    numbers = sorted(int(path.name) for path in home.glob("[0-9]*") if path.name.isdigit()) if home.is_dir() else []
+    if resume and numbers:
+        run = Run(home / f"{numbers[-1]:04d}")
+        checkpoint = newest(run.checkpoints)
+        if not (run.directory / "result.json").exists() and checkpoint and _same_learning(run.directory, config):
+            return run, checkpoint
+    run = Run(home / f"{(numbers[-1] if numbers else 0) + 1:04d}")
+    run.directory.mkdir(parents=True)
+    write_json(run.directory / "config.json", config)
+    return run, None
+
+
+def newest(checkpoints: Path) -> Path | None:
+    """The complete checkpoint with the highest step below `checkpoints`."""
+    complete = [path for path in checkpoints.glob("step-*") if (path / MANIFEST).exists()]
+    return max(complete, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+
+
+def keep_newest(checkpoints: Path, keep: int) -> None:
+    """Remove all but the `keep` newest complete checkpoints, and what an interrupted save left."""
+    paths = sorted(checkpoints.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    complete = [path for path in paths if (path / MANIFEST).exists()]
+    for path in paths:
+        if path not in complete[-keep:]:
+            # The manifest goes first, so that a half-removed checkpoint is never taken for a complete one.
+            (path / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """By atomic rename."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _same_learning(directory: Path, config: dict[str, Any]) -> bool:
+    """Whether both configs learn the same thing: placement, paths and checkpoint timing may differ."""
+    try:
+        before = json.loads((directory / "config.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return False
+    return _learning(before) == _learning(json.loads(json.dumps(config)))
+
+
+def _learning(config: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in config.items() if key not in ("cluster", "checkpoint", "runs")}
+    data = {key: value for key, value in kept.get("data", {}).items() if key not in ("root", "prefetch_batches")}
+    client = {**config.get("cluster", {}).get("client", {})}
+    return {**kept, "data": data, "staleness": client.get("staleness"), "wire": client.get("wire")}

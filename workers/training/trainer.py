@@ -1,0 +1,270 @@
+"""The training loop: unique, pull, forward, backward, push; evaluation, checkpoints and stopping around it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+from ps.client import Client
+from ps.errors import WeirError
+from workers.config import Config
+from workers.samples.batch import Batch
+from workers.samples.dataset import Dataset
+from workers.training.dense import load_dense, save_dense
+from workers.training.evaluation import Predictions, predict
+from workers.training.feed import Feed, feeds
+from workers.training.progress import Reporter
+from workers.training.runs import Run, keep_newest, write_json
+from workers.training.schedule import Schedule
+from workers.training.scorer import Scorer
+from workers.training.world import World
+
+POSITION_FILE = "position.json"
+
+EVALUATE, SAVE, STOP = 1, 2, 4
+
+
+class Interrupted(WeirError):
+    """Ctrl-C or SIGTERM; a checkpoint has been written."""
+
+
+@dataclass
+class Position:
+    """Where training stands: the next batch to train on is number `batch` of `epoch`; `step` batches were trained."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    samples: int = 0
+
+
+@dataclass
+class Trainer:
+    """One worker's training loop. All workers run the same steps; rank 0 saves and reports."""
+
+    config: Config
+    client: Client
+    scorer: Scorer
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[Tensor, Batch], Tensor]
+    metrics: Callable[[Predictions], dict[str, float]]
+    splits: dict[str, Dataset]
+    run: Run
+    reporter: Reporter
+    schedule: Schedule | None
+    world: World = field(default_factory=World)
+    position: Position = field(default_factory=Position)
+    latest_loss: float = float("nan")
+    training_seconds: float = 0.0
+
+    def step(self, feed: Feed) -> None:
+        """One batch: rows in, gradients out."""
+        # Dropout depends on (seed, rank, step) only, so a restored run needs no generator state.
+        torch.manual_seed(self.config.seed * 1_000_003 + self.position.step * self.world.size + self.world.rank)
+        self.scorer.model.train()
+        logits, leaves = self.scorer.score(feed, train=True)
+        loss = self.loss(logits, feed.batch)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.position.step += 1
+        self.client.start_push(
+            feed.lookup, leaves.gradients(), step=self.position.step, learning_rates=self._row_learning_rates()
+        )
+        if self.config.train.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.scorer.model.parameters(), self.config.train.clip_norm)
+        self.optimizer.step()
+        self.client.settle(self.client.options.staleness)
+        self.position.batch += 1
+        self.position.samples += feed.batch.size * self.world.size
+        self.latest_loss = float(loss.detach())
+
+    def fit(self) -> None:
+        """Train from the present position until the schedule or the epochs end; leaves the best weights loaded.
+
+        Raises Interrupted after Ctrl-C, with a checkpoint written.
+        """
+        with _interruptible() as interrupted:
+            while self.position.epoch < self.config.train.epochs and not self._is_finished():
+                self._epoch(interrupted)
+                self.position.epoch, self.position.batch = self.position.epoch + 1, 0
+        if self.schedule is not None and self.schedule.best_step is not None:
+            self.restore(self._best_directory(self.schedule.best_step), weights_only=True)
+
+    def evaluate(self, split: str) -> tuple[dict[str, float], Predictions]:
+        """Metrics of a split with the present weights, and the predictions behind them."""
+        self.client.flush()
+        self.world.barrier()
+        batches = self.splits[split].batches(epoch=0, rank=self.world.rank, world=self.world.size)
+        predictions = predict(self.scorer, self._feeds(batches, training=False), self.world)
+        return self.metrics(predictions), predictions
+
+    def save(self, directory: Path) -> None:
+        """One global cut: every worker's pushes are acknowledged, then rows, tower, generators and position are written."""
+        self.client.flush()
+        self.world.barrier()
+        if self.world.is_first:
+            directory.mkdir(parents=True, exist_ok=True)
+            save_dense(directory, self.scorer.bare_model, self.optimizer)
+            position = {**vars(self.position), "training_seconds": self.training_seconds}
+            write_json(directory / POSITION_FILE, {"position": position, "schedule": self.schedule and self.schedule.state()})
+            self.client.save(str(directory.absolute()))  # writes the manifest last: only now is the checkpoint complete
+        self.world.barrier()
+
+    def keep_final(self) -> Path:
+        """The checkpoint of the weights that are loaded after `fit`: the best one, or else a new one of the last step."""
+        if self.schedule is not None and self.schedule.best_step is not None:
+            return self._best_directory(self.schedule.best_step)
+        self._checkpoint()
+        return self._checkpoint_directory()
+
+    def restore(self, directory: Path, *, weights_only: bool = False) -> None:
+        """Return to a checkpoint's cut, to the same bits; with `weights_only` position and schedule stay."""
+        if self.world.is_first:
+            self.client.restore(str(directory.absolute()))
+        self.world.barrier()
+        load_dense(directory, self.scorer.bare_model, None if weights_only else self.optimizer)
+        if not weights_only:
+            state = json.loads((directory / POSITION_FILE).read_text())
+            self.training_seconds = state["position"].pop("training_seconds")
+            self.position = Position(**state["position"])
+            if self.schedule is not None and state["schedule"] is not None:
+                self.schedule.load(state["schedule"])
+
+    def _epoch(self, interrupted: Callable[[], bool]) -> None:
+        """The rest of the present epoch, with the evaluations and checkpoints that fall into it."""
+        options, position = self.config.train, self.position
+        train, drop_last = self.splits["train"], self.config.data.drop_last
+        rank, world = self.world.rank, self.world.size
+        self.reporter.epoch(position.epoch, train.num_batches(world=world, drop_last=drop_last), position.batch)
+        batches = train.batches(
+            position.epoch, rank=rank, world=world, start_batch=position.batch, drop_last=drop_last
+        )
+        last_saved = started = time.monotonic()
+        for feed in self._feeds(batches, training=True):
+            self.step(feed)
+            self._report(feed.batch.size)
+            due = self.world.from_first(self._due(interrupted() or self.run.stop_requested, time.monotonic() - last_saved))
+            if due:
+                self.client.flush()
+                self.training_seconds += time.monotonic() - started
+                if due & EVALUATE:
+                    self._evaluate_valid()
+                if due & (SAVE | STOP):
+                    self._checkpoint()
+                    last_saved = time.monotonic()
+                if due & STOP:
+                    raise Interrupted(f"stopped after step {position.step}")
+                started = time.monotonic()
+            if self._is_finished():
+                return
+        self.client.flush()
+        self.training_seconds += time.monotonic() - started
+        if not options.evaluate_every_steps and (position.epoch + 1) % options.evaluate_every_epochs == 0:
+            self._evaluate_valid()
+
+    def _feeds(self, batches: Iterator[Batch], *, training: bool) -> Iterator[Feed]:
+        prefetch_pull = not training or self.client.options.staleness != 0
+        return feeds(
+            self.client,
+            batches,
+            prefetch_batches=self.config.data.prefetch_batches,
+            prefetch_pull=prefetch_pull,
+            training=training,
+        )
+
+    def _evaluate_valid(self) -> None:
+        """Evaluate the valid split, if there is one; keep the weights if they are the best so far; drop the rates if it stalls."""
+        if "valid" not in self.splits:
+            return
+        metrics, _ = self.evaluate("valid")
+        step = self.position.step
+        is_best = False
+        if self.schedule is not None:
+            assert self.config.train.early_stopping is not None
+            is_best = self.schedule.observe(metrics[self.config.train.early_stopping.metric], step)
+            if is_best:
+                self.save(self._best_directory(step))
+                if self.world.is_first:
+                    keep_newest(self.run.best, 1)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.train.tower.learning_rate * self.learning_rate_scale
+        self.reporter.evaluation(step, self.position.epoch, self.latest_loss, metrics, is_best)
+
+    @property
+    def learning_rate_scale(self) -> float:
+        return 1.0 if self.schedule is None else self.schedule.learning_rate_scale
+
+    def _is_finished(self) -> bool:
+        max_steps = self.config.train.max_steps
+        return (self.schedule is not None and self.schedule.finished) or bool(max_steps and self.position.step >= max_steps)
+
+    def _report(self, size: int) -> None:
+        self.reporter.step(
+            self.position.step,
+            self.position.epoch,
+            self.latest_loss,
+            size * self.world.size,
+            self.client.stats()["cache_hit_rate"],
+            self.learning_rate_scale,
+        )
+
+    def _due(self, interrupted: bool, seconds_since_save: float) -> int:
+        """What comes after this step, as a sum of EVALUATE, SAVE and STOP."""
+        step, every = self.position.step, self.config.train.evaluate_every_steps
+        options = self.config.checkpoint
+        evaluate = bool(every and step % every == 0)
+        save = bool(options.every_steps and step % options.every_steps == 0) or bool(
+            options.every_minutes and seconds_since_save >= 60 * options.every_minutes
+        )
+        return EVALUATE * evaluate + SAVE * save + STOP * interrupted
+
+    def _row_learning_rates(self) -> dict[str, dict[str, float]]:
+        """Each segment's own rate times the schedule's scale: rows and tower drop together."""
+        return {
+            table: {
+                name: segment.optimizer.learning_rate * self.learning_rate_scale
+                for name, segment in spec.segments.items()
+            }
+            for table, spec in self.scorer.tables.items()
+        }
+
+    def _checkpoint(self) -> None:
+        self.save(self._checkpoint_directory())
+        if self.world.is_first:
+            keep_newest(self.run.checkpoints, self.config.checkpoint.keep)
+
+    def _checkpoint_directory(self) -> Path:
+        return self.run.checkpoints / f"step-{self.position.step}"
+
+    def _best_directory(self, step: int) -> Path:
+        return self.run.best / f"step-{step}"
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Within, the first Ctrl-C or SIGTERM only sets a mark that the loop reads between steps; a second one is not held back."""
+    marks: list[int] = []
+
+    def mark(signum: int, frame: FrameType | None) -> None:
+        marks.append(signum)
+        signal.signal(signum, previous[signum])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # signals reach the main thread only
+        return
+    previous = {number: signal.signal(number, mark) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(marks)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
