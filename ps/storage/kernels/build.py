@@ -18,13 +18,13 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
 import llvmlite
 import numba
 import numpy as np
 
-F = TypeVar("F", bound=Callable[..., Any])
+Compiled: TypeAlias = Callable[..., Any]
 
 
 @cache
@@ -64,32 +64,32 @@ def readonly_array(dtype: str, dimensions: int = 1) -> Any:
     return numba.types.Array(numba.from_dtype(np.dtype(dtype)), dimensions, "C", readonly=True)
 
 
-def _compile(function: F, *signature: Any) -> F:
+def _compile(function: Callable[..., Any], *signature: Any) -> Compiled:
     previous = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(cache_folder())
     try:
-        compiled: F = numba.njit(*signature, cache=True, nogil=True, error_model="numpy")(function)
+        compiled: Compiled = numba.njit(*signature, cache=True, nogil=True, error_model="numpy")(function)
     finally:
         numba.config.CACHE_DIR = previous
     return compiled
 
 
-def kernel(function: F) -> F:
+def kernel(function: Callable[..., Any]) -> Compiled:
     """Compile `function` on first use, without the interpreter lock, without fastmath, cached on disk."""
     return _compile(function)
 
 
-def typed_kernel(result: Any, *arguments: Any) -> Callable[[F], F]:
+def typed_kernel(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Compiled]:
     """As `kernel`, but compiled at import for these types (numba types, or names such as "int64") and no others."""
     types = [getattr(numba.types, t) if isinstance(t, str) else t for t in (result, *arguments)]
 
-    def decorate(function: F) -> F:
+    def decorate(function: Callable[..., Any]) -> Compiled:
         return _compile(function, types[0](*types[1:]))
 
     return decorate
 
 
-def inlined(function: F) -> F:
-    """A helper for use inside kernels only; its callers carry the cache."""
-    compiled: F = numba.njit(inline="never", nogil=True, error_model="numpy")(function)
+def inlined(function: Callable[..., Any]) -> Compiled:
+    """A helper for use inside kernels only, merged into its callers so that their constants reach it; they carry the cache."""
+    compiled: Compiled = numba.njit(forceinline=True, nogil=True, error_model="numpy")(function)
     return compiled

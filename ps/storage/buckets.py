@@ -1,0 +1,148 @@
+"""Room for rows: the blocks, directory and index of every bucket, and when they grow.
+
+Blocks come in runs that belong to one bucket and grow with it (about a sixteenth of its rows, at most 256 KiB), so growth copies no
+row and a bucket is freed whole. An index grows by 1.3 when it is 4/5 full; where in that cycle a bucket stands is staggered over
+the buckets, so that they do not all grow in one push. Not thread-safe.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ps.errors import MemoryLimitError
+from ps.storage.arena import UNIT_BYTES, UNIT_WORDS, Arena
+from ps.storage.kernels import index
+from ps.storage.layout import RowLayout
+
+_FULL = 0.8
+_GROWTH = 1.3
+_LEAST_CAPACITY = 64
+_MAX_RUN_BYTES = 256 << 10
+MAX_ROWS = 1 << 24  # of one bucket: an index entry has 24 bits for the row
+
+
+@dataclass
+class _Growth:
+    """What one bucket is to get, in units and entries; 0 = nothing."""
+
+    bucket: int
+    run_units: int = 0
+    blocks: int = 0
+    directory: int = 0
+    capacity: int = 0
+
+    def units(self) -> int:
+        return self.run_units + (self.directory + self.capacity) // UNIT_WORDS
+
+
+@dataclass
+class Buckets:
+    """`table`: int64 [num_buckets, 8], the columns of kernels/index.py."""
+
+    name: str
+    layout: RowLayout
+    num_buckets: int
+    limit_bytes: int | None
+    arena: Arena = field(init=False)
+    table: NDArray[np.int64] = field(init=False)
+    _runs: dict[int, list[tuple[int, int]]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Freed extents may not fit later requests: address space costs nothing, so there is more of it than memory.
+        self.arena = Arena(2 * self.limit_bytes if self.limit_bytes else None)
+        self.table = np.zeros((self.num_buckets, index.COLUMNS), np.int64)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """int64 [num_buckets], a view."""
+        return self.table[:, index.ROWS]
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.arena.used_units * UNIT_BYTES + self.table.nbytes
+
+    def reserve(self, new_rows: NDArray[np.int64]) -> None:
+        """Make room for new_rows [num_buckets] more rows. Raises MemoryLimitError, and changes nothing, if there is none."""
+        rows, capacity, blocks = self.rows + new_rows, self.table[:, index.CAPACITY], self.table[:, index.BLOCKS]
+        short = (rows > blocks * self.layout.block_rows) | (rows > capacity * _FULL)
+        growths = [self._plan(int(b), int(rows[b])) for b in np.flatnonzero(short & (new_rows > 0))]
+        units = sum(growth.units() for growth in growths)
+        after = self.memory_bytes + units * UNIT_BYTES
+        if (self.limit_bytes is not None and after > self.limit_bytes) or not self.arena.room_for(units):
+            limit = self.limit_bytes or self.arena.num_units * UNIT_BYTES
+            raise MemoryLimitError(
+                f"table {self.name!r}: {int(new_rows.sum())} new rows need {after >> 20} MiB, the limit is {limit >> 20} MiB; "
+                "raise memory_limit_bytes, add shards, or admit fewer keys. Nothing was written"
+            )
+        for growth in growths:
+            self._grow(growth)
+
+    def drop(self, bucket: int) -> None:
+        """Free everything of a bucket."""
+        entry = self.table[bucket]
+        for start, units in self._runs.pop(bucket, ()):
+            self.arena.free(start, units)
+        for column, length in ((index.INDEX, index.CAPACITY), (index.DIRECTORY, index.DIRECTORY_CAPACITY)):
+            if entry[length]:
+                self.arena.free(int(entry[column]) // UNIT_WORDS, int(entry[length]) // UNIT_WORDS)
+        entry[:] = 0
+
+    def clear(self) -> None:
+        """Free everything."""
+        self.arena.clear()
+        self._runs.clear()
+        self.table[:] = 0
+
+    def _plan(self, bucket: int, rows: int) -> _Growth:
+        if rows > MAX_ROWS:
+            raise MemoryLimitError(
+                f"table {self.name!r}: bucket {bucket} would hold {rows} rows, more than {MAX_ROWS}; use more buckets"
+            )
+        entry, layout, growth = self.table[bucket], self.layout, _Growth(bucket)
+        blocks = int(entry[index.BLOCKS])
+        needed = -(-rows // layout.block_rows) - blocks
+        if needed > 0:
+            run_bytes = min(rows * layout.row_bytes // 16, _MAX_RUN_BYTES)
+            growth.blocks = max(needed, run_bytes // (layout.block_units * UNIT_BYTES))
+            growth.run_units = growth.blocks * layout.block_units
+            if blocks + growth.blocks > entry[index.DIRECTORY_CAPACITY]:
+                growth.directory = UNIT_WORDS * -(-(blocks + growth.blocks) * 5 // (4 * UNIT_WORDS))
+        if rows > entry[index.CAPACITY] * _FULL:
+            growth.capacity = self._capacity(bucket, rows)
+        return growth
+
+    def _capacity(self, bucket: int, rows: int) -> int:
+        """The least entry of the bucket's series least * 1.3 ** (bucket / num_buckets + k) that is not full, in whole units."""
+        phase = bucket / self.num_buckets
+        steps = math.ceil(math.log(rows / (_FULL * _LEAST_CAPACITY), _GROWTH) - phase)
+        wanted = max(_LEAST_CAPACITY * _GROWTH ** (phase + max(steps, 0)), rows / _FULL)
+        return UNIT_WORDS * math.ceil(wanted / UNIT_WORDS)
+
+    def _grow(self, growth: _Growth) -> None:
+        entry, words, arena = self.table[growth.bucket], self.arena.words, self.arena
+        if growth.directory:
+            old, length = int(entry[index.DIRECTORY]), int(entry[index.DIRECTORY_CAPACITY])
+            new = arena.allocate(growth.directory // UNIT_WORDS) * UNIT_WORDS
+            words[new : new + length] = words[old : old + length]
+            if length:
+                arena.free(old // UNIT_WORDS, length // UNIT_WORDS)
+            entry[index.DIRECTORY], entry[index.DIRECTORY_CAPACITY] = new, growth.directory
+        if growth.blocks:
+            start = arena.allocate(growth.run_units)
+            self._runs.setdefault(growth.bucket, []).append((start, growth.run_units))
+            first = int(entry[index.DIRECTORY] + entry[index.BLOCKS])
+            blocks = start + self.layout.block_units * np.arange(growth.blocks)
+            words[first : first + growth.blocks] = blocks.astype(np.uint32)
+            entry[index.BLOCKS] += growth.blocks
+        if growth.capacity:
+            old, length = int(entry[index.INDEX]), int(entry[index.CAPACITY])
+            entry[index.INDEX] = arena.allocate(growth.capacity // UNIT_WORDS) * UNIT_WORDS
+            entry[index.CAPACITY] = growth.capacity
+            layout, bits = self.layout.kernels, self.num_buckets.bit_length() - 1
+            index.rebuild(words, self.table, growth.bucket, bits, layout.block_shift, layout.stride)
+            if length:
+                arena.free(old // UNIT_WORDS, length // UNIT_WORDS)

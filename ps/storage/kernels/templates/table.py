@@ -1,0 +1,179 @@
+"""The kernels of one row layout: pull, push, first values, the table-wide update, and rows read and overwritten in blocks.
+
+Rows are found as index.py says. A row changes only when every number of its next values and state is finite.
+"""
+
+import numpy as np
+
+from ps.storage.kernels.build import array, inlined, readonly_array, typed_kernel
+from ps.storage.kernels.index import ADDRESSES, BUCKETS, CHUNK, KEYS, WORDS, confirm, find_candidates, key_at
+
+# layout
+from ps.storage.kernels.templates import segment as segment_0  # isort: skip
+
+STRIDE = 10  # words of a row
+BLOCK_SHIFT = 6  # 2 ** BLOCK_SHIFT rows in a block
+WIDTH = 4  # floats of a decoded row
+SCRATCH = 8  # floats of all values and states
+
+
+@inlined
+def read_row(segment, floats, halves, address, out, base):
+    if segment < 0 or segment == 0:
+        segment_0.read(floats, halves, address, out, base)
+
+
+@inlined
+def initial_row(key, hyper, streams, out, base, code_floats, code_halves):
+    segment_0.initial(key, hyper, streams, out, base, code_floats, code_halves)
+
+
+@inlined
+def create_row(floats, halves, address, key, learning_rates, hyper, streams, scratch):
+    segment_0.create(floats, halves, address, key, learning_rates, hyper, streams, scratch)
+
+
+@inlined
+def stage_row(floats, halves, address, gradients, base, learning_rates, hyper, step, scratch):
+    greatest = np.uint32(0)
+    greatest = max(
+        greatest, segment_0.stage(floats, halves, address, gradients, base, learning_rates, hyper, step, scratch)
+    )
+    return greatest
+
+
+@inlined
+def commit_row(floats, halves, address, key, streams, step, scratch):
+    saturated = 0
+    saturated += segment_0.commit(floats, halves, address, key, streams, step, scratch)
+    return saturated
+
+
+@inlined
+def stage_sweep_row(floats, halves, address, learning_rates, hyper, step, scratch):
+    greatest = np.uint32(0)
+    return greatest
+
+
+@inlined
+def commit_sweep_row(floats, halves, address, key, streams, step, scratch):
+    saturated = 0
+    return saturated
+
+
+@inlined
+def stage_overwrite_row(segment, floats, halves, address, values, base, learning_rates, hyper, scratch):
+    greatest = np.uint32(0)
+    if segment < 0 or segment == 0:
+        greatest = max(
+            greatest,
+            segment_0.stage_overwrite(floats, halves, address, values, base, learning_rates, hyper, scratch),
+        )
+    return greatest
+
+
+@inlined
+def commit_overwrite_row(segment, floats, halves, address, scratch):
+    saturated = 0
+    if segment < 0 or segment == 0:
+        saturated += segment_0.commit_overwrite(floats, halves, address, scratch)
+    return saturated
+
+
+# end of layout
+
+FLOATS, HALVES = array("float32"), array("uint16")
+RATES, HYPERS, STREAMS = readonly_array("float32"), readonly_array("float64"), readonly_array("uint64")
+ROWS, OUT_ROWS = readonly_array("float32", 2), array("float32", 2)
+COUNTS = array("int64")
+APPLIED, NONFINITE, SATURATED = 0, 1, 2
+INFINITE = np.uint32(0x7F800000)
+
+
+@typed_kernel("void", WORDS, FLOATS, HALVES, BUCKETS, KEYS, "int64", HYPERS, STREAMS, OUT_ROWS)
+def pull(words, floats, halves, buckets, keys, bucket_bits, hyper, streams, out):
+    """out[i]: the decoded row of keys[i], or its initial value."""
+    hashes, addresses = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.int64)
+    code_floats, code_halves = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.uint16)
+    for start in range(0, keys.shape[0], CHUNK):
+        length = min(CHUNK, keys.shape[0] - start)
+        find_candidates(words, buckets, keys, start, length, bucket_bits, BLOCK_SHIFT, STRIDE, hashes, addresses)
+        for i in range(length):
+            key, base = keys[start + i], (start + i) * WIDTH
+            address = confirm(words, buckets, key, hashes[i], addresses[i], bucket_bits, BLOCK_SHIFT, STRIDE)
+            if address >= 0:
+                read_row(-1, floats, halves, address, out, base)
+            else:
+                initial_row(key, hyper, streams, out, base, code_floats, code_halves)
+
+
+@typed_kernel(
+    "int64", WORDS, FLOATS, HALVES, BUCKETS, KEYS, ROWS, "int64", RATES, HYPERS, STREAMS, "int64", COUNTS, COUNTS
+)
+def push(
+    words, floats, halves, buckets, keys, gradients, bucket_bits, learning_rates, hyper, streams, step, missing, counts
+):
+    """Update the rows that exist; missing [n]: places of the keys without a row. Returns how many those are."""
+    hashes, addresses = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.int64)
+    scratch, num_missing = np.empty(SCRATCH, np.float32), np.int64(0)
+    for start in range(0, keys.shape[0], CHUNK):
+        length = min(CHUNK, keys.shape[0] - start)
+        find_candidates(words, buckets, keys, start, length, bucket_bits, BLOCK_SHIFT, STRIDE, hashes, addresses)
+        for i in range(length):
+            key, base = keys[start + i], (start + i) * WIDTH
+            address = confirm(words, buckets, key, hashes[i], addresses[i], bucket_bits, BLOCK_SHIFT, STRIDE)
+            if address < 0:
+                missing[num_missing] = start + i
+                num_missing += 1
+                continue
+            greatest = stage_row(floats, halves, address, gradients, base, learning_rates, hyper, step, scratch)
+            if greatest >= INFINITE:
+                counts[NONFINITE] += 1
+            else:
+                counts[APPLIED] += 1
+                counts[SATURATED] += commit_row(floats, halves, address, key, streams, step, scratch)
+    return num_missing
+
+
+@typed_kernel("void", FLOATS, HALVES, KEYS, ADDRESSES, RATES, HYPERS, STREAMS)
+def create(floats, halves, keys, addresses, learning_rates, hyper, streams):
+    """First values and state of new rows."""
+    scratch = np.empty(SCRATCH, np.float32)
+    for i in range(keys.shape[0]):
+        create_row(floats, halves, addresses[i], keys[i], learning_rates, hyper, streams, scratch)
+
+
+@typed_kernel("void", WORDS, FLOATS, HALVES, ADDRESSES, RATES, HYPERS, STREAMS, "int64", COUNTS)
+def sweep_rows(words, floats, halves, addresses, learning_rates, hyper, streams, step, counts):
+    """The table-wide update of these rows."""
+    scratch = np.empty(SCRATCH, np.float32)
+    for i in range(addresses.shape[0]):
+        address = addresses[i]
+        greatest = stage_sweep_row(floats, halves, address, learning_rates, hyper, step, scratch)
+        if greatest >= INFINITE:
+            counts[NONFINITE] += 1
+        else:
+            counts[APPLIED] += 1
+            key = key_at(words, address)
+            counts[SATURATED] += commit_sweep_row(floats, halves, address, key, streams, step, scratch)
+
+
+@typed_kernel("void", FLOATS, HALVES, ADDRESSES, "int64", "int64", OUT_ROWS)
+def read_rows(floats, halves, addresses, segment, column, out):
+    """out[i]: the decoded row, or one segment of it (its place and first column; else -1 and 0)."""
+    for i in range(addresses.shape[0]):
+        read_row(segment, floats, halves, addresses[i], out, i * out.shape[1] - column)
+
+
+@typed_kernel("void", FLOATS, HALVES, ADDRESSES, "int64", "int64", ROWS, RATES, HYPERS, COUNTS)
+def overwrite_rows(floats, halves, addresses, segment, column, values, learning_rates, hyper, counts):
+    """The reverse of read_rows, to the nearest codes; state that depends on the values follows them."""
+    scratch = np.empty(SCRATCH, np.float32)
+    for i in range(addresses.shape[0]):
+        address, base = addresses[i], i * values.shape[1] - column
+        greatest = stage_overwrite_row(segment, floats, halves, address, values, base, learning_rates, hyper, scratch)
+        if greatest >= INFINITE:
+            counts[NONFINITE] += 1
+        else:
+            counts[APPLIED] += 1
+            counts[SATURATED] += commit_overwrite_row(segment, floats, halves, address, scratch)

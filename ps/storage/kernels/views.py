@@ -1,0 +1,56 @@
+"""Views and bits without checks: a stretch of an array, and a float32 as its bits.
+
+`part` makes a view whose length the compiler knows when it is a constant, so that loops over it are unrolled and vectorised.
+It is not counted as a reference and checks no bounds: use it only while its array lives, inside it.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+
+
+@intrinsic
+def part(typingctx, array, start, length):
+    """The view array.ravel()[start : start + length] of a C-contiguous array."""
+
+    def codegen(context, builder, signature, args):
+        source_type, start_type, length_type = signature.args
+        source = context.make_array(source_type)(context, builder, args[0])
+        view = context.make_array(signature.return_type)(context, builder)
+        start = context.cast(builder, args[1], start_type, types.intp)
+        length = context.cast(builder, args[2], length_type, types.intp)
+        itemsize = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(source_type.dtype)))
+        populate_array(
+            view,
+            data=builder.gep(source.data, [start]),
+            shape=cgutils.pack_array(builder, [length]),
+            strides=cgutils.pack_array(builder, [itemsize]),
+            itemsize=itemsize,
+            meminfo=None,
+        )
+        return view._getvalue()
+
+    return array.copy(ndim=1, layout="C")(array, start, length), codegen
+
+
+@intrinsic
+def bits_of(typingctx, value):
+    """uint32: the bits of a float32."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), codegen
+
+
+@intrinsic
+def from_bits(typingctx, bits):
+    """float32: the value with these bits (any integer; its low 32 bits count)."""
+
+    def codegen(context, builder, signature, args):
+        narrow = context.cast(builder, args[0], signature.args[0], types.uint32)
+        return builder.bitcast(narrow, ir.FloatType())
+
+    return types.float32(bits), codegen

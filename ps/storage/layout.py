@@ -1,0 +1,119 @@
+"""The row layout of a table spec: offsets, kernel constants, and the numbers that the kernels take at run time.
+
+row       = key (8 bytes) values* state*         multiples of 4 bytes, little-endian, segments in spec order
+values    = dim codes of the segment's codec, padded with zero bytes to a multiple of 4
+state     = float32 * state_dim of the segment's optimizer
+image     = the row without its key
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ps.errors import RequestError
+from ps.keys import hash_texts
+from ps.spec import Adam, Constant, Normal, SegmentSpec, TableSpec, Uniform
+from ps.storage.arena import UNIT_WORDS
+from ps.storage.kernels.codecs import CODECS
+from ps.storage.kernels.generate import KernelLayout, SegmentLayout
+from ps.storage.kernels.optimizers import OPTIMIZERS
+
+_KEY_WORDS = 2
+_HYPER = 8  # as templates/segment.py
+_MAX_BLOCK_BYTES = 8 << 10
+_MAX_BLOCK_SHIFT = 6
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """A KernelLayout with names and sizes. All words are 32 bits."""
+
+    kernels: KernelLayout
+    names: tuple[str, ...]
+    width: int
+
+    @property
+    def row_bytes(self) -> int:
+        return 4 * self.kernels.stride
+
+    @property
+    def image_words(self) -> int:
+        return self.kernels.stride - _KEY_WORDS
+
+    @property
+    def block_rows(self) -> int:
+        return 1 << self.kernels.block_shift
+
+    @property
+    def block_units(self) -> int:
+        """Arena units of one block."""
+        return -(-self.block_rows * self.kernels.stride // UNIT_WORDS)
+
+    def segment(self, name: str) -> tuple[int, SegmentLayout]:
+        """Place and layout of a segment. Raises RequestError for an unknown name."""
+        if name not in self.names:
+            raise RequestError(f"no segment {name!r}; the table has {', '.join(self.names)}")
+        place = self.names.index(name)
+        return place, self.kernels.segments[place]
+
+    def text(self) -> str:
+        """Canonical text of an image: equal text means that images are interchangeable."""
+        lines = [f"image 1: {4 * self.image_words} bytes, little-endian"]
+        for name, s in zip(self.names, self.kernels.segments):
+            lines.append(
+                f"{name!r}: {s.dim} {s.codec} at {4 * (s.value_word - _KEY_WORDS)}, "
+                f"{s.optimizer} {s.state_dim} fp32 at {4 * (s.state_word - _KEY_WORDS)}"
+            )
+        return "\n".join(lines)
+
+
+def layout_of(spec: TableSpec) -> RowLayout:
+    """The layout of a table's rows."""
+    segments, column, word, scratch = [], 0, _KEY_WORDS, 0
+    value_words = [CODECS[s.codec].words(s.dim) for s in spec.segments.values()]
+    state_word = _KEY_WORDS + sum(value_words)
+    for segment, words in zip(spec.segments.values(), value_words):
+        optimizer = _optimizer(segment)
+        state_dim = OPTIMIZERS[optimizer].state_dim(segment.dim)
+        initializer = segment.initializer.name
+        segments.append(
+            SegmentLayout(
+                segment.codec, initializer, optimizer, segment.dim, column, word, state_dim, state_word, scratch
+            )
+        )
+        column, word = column + segment.dim, word + words
+        state_word, scratch = state_word + state_dim, scratch + segment.dim + state_dim
+    rows = max(1, _MAX_BLOCK_BYTES // (4 * state_word))
+    shift = min(_MAX_BLOCK_SHIFT, rows.bit_length() - 1)
+    return RowLayout(KernelLayout(state_word, shift, tuple(segments)), tuple(spec.segments), column)
+
+
+def hyper_of(spec: TableSpec) -> NDArray[np.float64]:
+    """float64 [8 * segments]: per segment the initializer's parameter, then the optimizer's HYPER fields."""
+    hyper = np.zeros((len(spec.segments), _HYPER), np.float64)
+    for row, segment in zip(hyper, spec.segments.values()):
+        match segment.initializer:
+            case Constant(value=parameter) | Uniform(scale=parameter) | Normal(std=parameter):
+                row[0] = parameter
+        fields = OPTIMIZERS[_optimizer(segment)].HYPER
+        row[1 : 1 + len(fields)] = [getattr(segment.optimizer, field) for field in fields]
+    return hyper.ravel()
+
+
+def streams_of(table: str, spec: TableSpec, seed: int) -> NDArray[np.uint64]:
+    """uint64 [2 * segments]: per segment the random streams of initial values and of rounding, from seed and names."""
+    texts = [f"{seed}\0{table}\0{name}\0{purpose}" for name in spec.segments for purpose in ("initial", "rounding")]
+    return hash_texts(texts)
+
+
+def learning_rates_of(spec: TableSpec) -> NDArray[np.float32]:
+    """float32 [segments]: the spec's own learning rates."""
+    return np.array([segment.optimizer.learning_rate for segment in spec.segments.values()], np.float32)
+
+
+def _optimizer(segment: SegmentSpec) -> str:
+    optimizer = segment.optimizer
+    return "adam_sweep" if isinstance(optimizer, Adam) and optimizer.sweep else optimizer.name

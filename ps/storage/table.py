@@ -1,0 +1,287 @@
+"""A sparse table: rows of one layout, by key, without vocabulary or fixed size.
+
+A row that does not exist reads as its initial value; pull never writes; push creates. A row changes only when every number of its
+next values and state is finite, and a call that raises has changed nothing. What a row becomes depends on its own key,
+gradients and steps, never on what else a call carried. Single-threaded, no I/O; sweeps and scans go bucket by bucket, so a caller can
+do other work in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ps.errors import RequestError
+from ps.spec import TableSpec
+from ps.storage import layout as layouts
+from ps.storage.buckets import MAX_ROWS, Buckets
+from ps.storage.kernels import generate, index
+from ps.types import Floats, Gradients, Images, Keys, Rows, UniqueKeys
+
+_BLOCK_ROWS = 4096
+_ALL = -1  # of segments
+
+
+class PushCounts(NamedTuple):
+    """Rows updated, rows made, and rows left as they were because their next value was not finite."""
+
+    applied: int
+    created: int
+    nonfinite: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of a bucket. Valid until the table changes otherwise than by `write`."""
+
+    keys: Keys
+    values: Rows  # float32 [k, dim], a copy
+    state: Floats  # float32 [k, state_dim], a copy
+    _table: Table
+    _addresses: NDArray[np.int64]
+    _segment: int
+    _column: int
+
+    def write(self, values: Rows) -> int:
+        """Store values (float32 [k, dim]), to the nearest codes; returns how many rows were refused as not finite."""
+        if values.shape != self.values.shape:
+            raise RequestError(f"values {values.shape} for a block of {self.values.shape}")
+        return self._table._overwrite(self._addresses, self._segment, self._column, values)
+
+
+class Table:
+    """One table, or the part of it in this process. Counters: saturated, nonfinite, created, deleted (rows or elements so far)."""
+
+    def __init__(self, name: str, spec: TableSpec, *, seed: int, num_buckets: int) -> None:
+        """num_buckets: a power of two. Compiles the kernels of the row layout, or reads them from the cache."""
+        if not 1 <= num_buckets <= 1 << 20 or num_buckets & (num_buckets - 1):
+            raise RequestError(
+                f"table {name!r}: num_buckets is {num_buckets}; it must be a power of two up to {1 << 20}"
+            )
+        self.name, self.spec, self.num_buckets = name, spec, num_buckets
+        self.saturated = self.nonfinite = self.created = self.deleted = 0
+        self._layout = layouts.layout_of(spec)
+        self._kernels = generate.kernels_of(self._layout.kernels)
+        self._hyper = layouts.hyper_of(spec)
+        self._streams = layouts.streams_of(name, spec, seed)
+        self._own_rates = layouts.learning_rates_of(spec)
+        self._bits = num_buckets.bit_length() - 1
+        self._buckets = Buckets(name, self._layout, num_buckets, spec.memory_limit_bytes)
+
+    @property
+    def num_rows(self) -> int:
+        return int(self._buckets.rows.sum())
+
+    @property
+    def rows_per_bucket(self) -> NDArray[np.int64]:
+        """int64 [num_buckets], a copy."""
+        return self._buckets.rows.copy()
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of rows, indexes and directories, with what is reserved for rows to come."""
+        return self._buckets.memory_bytes
+
+    @property
+    def bytes_per_row(self) -> int:
+        """Bytes of one row with its key and state, without its index entry."""
+        return self._layout.row_bytes
+
+    def image_layout(self) -> str:
+        """Canonical text of the row layout: images of tables with equal text are interchangeable."""
+        return self._layout.text()
+
+    def warm_up(self) -> None:
+        """Nothing is compiled after construction; this runs each kernel's code once so that its pages are in memory."""
+        self.pull(np.zeros(1, np.uint64))
+
+    def pull(self, keys: Keys, out: Rows | None = None) -> Rows:
+        """float32 [n, width]: the rows of any keys, duplicates too; initial values where there is no row. Writes nothing.
+
+        out: C-contiguous float32 [n, width] to fill instead of a new array.
+        """
+        keys = np.ascontiguousarray(keys, np.uint64)
+        if out is None:
+            out = np.empty((len(keys), self._layout.width), np.float32)
+        elif out.shape != (len(keys), self._layout.width) or out.dtype != np.float32 or not out.flags.c_contiguous:
+            raise RequestError(f"table {self.name!r}: out is {out.dtype} {out.shape}; the rows are float32 [n, width]")
+        self._kernels.pull(*self._memory, keys, self._bits, self._hyper, self._streams, out)
+        return out
+
+    def push(self, keys: UniqueKeys, gradients: Gradients, *, step: int, learning_rates: Floats) -> PushCounts:
+        """Apply one gradient (float32 [n, width]) to the row of each key, creating it where there is none.
+
+        learning_rates: float32 [num_segments]. Keys are unique; grouped by bucket is fastest. Raises RequestError for shapes that
+        do not fit, MemoryLimitError when there is no room for new rows; both before anything is written.
+        """
+        keys, gradients = np.ascontiguousarray(keys, np.uint64), np.ascontiguousarray(gradients, np.float32)
+        rates = self._checked_rates(learning_rates)
+        if gradients.shape != (len(keys), self._layout.width):
+            raise RequestError(
+                f"table {self.name!r}: gradients {gradients.shape} for {len(keys)} keys of width {self._layout.width}"
+            )
+        if not self._surely_fits(len(keys)):
+            self._reserve_missing(keys)
+        missing, counts = np.empty(len(keys), np.int64), np.zeros(3, np.int64)
+        arguments = (self._bits, rates, self._hyper, self._streams, step, missing, counts)
+        created = self._kernels.push(*self._memory, keys, gradients, *arguments)
+        if created:
+            places = missing[:created].copy()
+            fresh = keys[places]
+            self._create(fresh, rates)
+            self._kernels.push(*self._memory, fresh, gradients[places], *arguments)
+        self.created += created
+        return self._counted(counts, created)
+
+    def sweep(self, bucket: int, *, step: int, learning_rates: Floats) -> int:
+        """One step of the table-wide update of the segments that have one, on every row of the bucket; returns how many rows.
+
+        step: as the pushes', counted from 1: Adam's bias correction uses it.
+        """
+        rates, counts = self._checked_rates(learning_rates), np.zeros(3, np.int64)
+        _, addresses = self._rows_of(bucket, 0, int(self._buckets.rows[bucket]))
+        arena = self._buckets.arena
+        self._kernels.sweep_rows(
+            arena.words, arena.floats, arena.halves, addresses, rates, self._hyper, self._streams, step, counts
+        )
+        self._counted(counts, 0)
+        return len(addresses)
+
+    def delete(self, keys: Keys) -> int:
+        """Delete the rows of these keys; returns how many existed. Changes the order of rows in their buckets."""
+        layout = self._layout.kernels
+        keys = np.ascontiguousarray(keys, np.uint64)
+        arena, table = self._buckets.arena, self._buckets.table
+        removed = int(index.remove(arena.words, table, keys, self._bits, layout.block_shift, layout.stride))
+        self.deleted += removed
+        return removed
+
+    def scan(self, bucket: int, segment: str | None = None) -> Iterator[Block]:
+        """Blocks of at most 4096 rows in row order: all segments side by side, or one of them. See Block."""
+        place, column, width, state_word = _ALL, 0, self._layout.width, self._layout.kernels.segments[0].state_word
+        state_dim = sum(s.state_dim for s in self._layout.kernels.segments)
+        if segment is not None:
+            place, chosen = self._layout.segment(segment)
+            column, width, state_word, state_dim = chosen.column, chosen.dim, chosen.state_word, chosen.state_dim
+        for first in range(0, int(self._buckets.rows[bucket]), _BLOCK_ROWS):
+            keys, addresses = self._rows_of(bucket, first, _BLOCK_ROWS)
+            arena, values = self._buckets.arena, np.empty((len(keys), width), np.float32)
+            self._kernels.read_rows(arena.floats, arena.halves, addresses, place, column, values)
+            state = arena.floats[addresses[:, None] + (state_word + np.arange(state_dim))]
+            yield Block(keys, values, state, self, addresses, place, column)
+
+    def read_images(self, bucket: int) -> Iterator[tuple[Keys, Images]]:
+        """(keys, images) of at most 4096 rows at a time, in row order."""
+        for first in range(0, int(self._buckets.rows[bucket]), _BLOCK_ROWS):
+            keys, addresses = self._rows_of(bucket, first, _BLOCK_ROWS)
+            images = np.empty((len(keys), self._layout.image_words), np.uint32)
+            index.read_images(self._buckets.arena.words, addresses, images)
+            yield keys, images.view(np.uint8)
+
+    def write_images(self, keys: UniqueKeys, images: Images) -> None:
+        """Set rows to images (uint8 [n, image_bytes]), creating them where needed. Rows new here keep the order of `keys`.
+
+        Raises RequestError for a wrong shape, MemoryLimitError when there is no room; both before anything is written.
+        """
+        if images.dtype != np.uint8 or images.shape != (len(keys), 4 * self._layout.image_words):
+            raise RequestError(
+                f"table {self.name!r}: images {images.dtype} {images.shape} for {len(keys)} keys; "
+                f"this layout has uint8 [n, {4 * self._layout.image_words}]"
+            )
+        keys = np.ascontiguousarray(keys, np.uint64)
+        addresses = self._reserve_missing(keys)
+        absent = np.flatnonzero(addresses < 0)
+        if len(absent):
+            addresses[absent] = self._append(keys[absent])
+        words = np.ascontiguousarray(images).view(np.uint32)
+        index.write_images(self._buckets.arena.words, addresses, words)
+
+    def drop_bucket(self, bucket: int) -> None:
+        """Delete all rows of a bucket and give their memory back."""
+        self._buckets.drop(bucket)
+
+    def clear(self) -> None:
+        """Delete all rows and give their memory back."""
+        self._buckets.clear()
+
+    @property
+    def _memory(self) -> tuple[NDArray[np.uint32], Floats, NDArray[np.uint16], NDArray[np.int64]]:
+        arena = self._buckets.arena
+        return arena.words, arena.floats, arena.halves, self._buckets.table
+
+    def _checked_rates(self, learning_rates: Floats) -> Floats:
+        rates = np.ascontiguousarray(learning_rates, np.float32)
+        if rates.shape != (len(self.spec.segments),):
+            raise RequestError(
+                f"table {self.name!r}: learning rates {rates.shape} for {len(self.spec.segments)} segments"
+            )
+        return rates
+
+    def _surely_fits(self, num_keys: int) -> bool:
+        """Whether even all-new keys would fit, so that no row need be looked up before the first is written."""
+        rows, block_bytes = self.num_rows + num_keys, 256 * self._layout.block_units
+        # New rows, a sixteenth more in runs, 16 bytes a row for new indexes and directories, and a least size per bucket.
+        worst = num_keys * self._layout.row_bytes + rows * self._layout.row_bytes // 16 + 16 * rows
+        worst += min(num_keys, self.num_buckets) * (2 * block_bytes + 2048)
+        limit, buckets = self._buckets.limit_bytes, self._buckets
+        return (
+            buckets.arena.room_for(worst // 256 + 1)
+            and (limit is None or buckets.memory_bytes + worst <= limit)
+            and int(buckets.rows.max()) + num_keys <= MAX_ROWS
+        )
+
+    def _reserve_missing(self, keys: UniqueKeys) -> NDArray[np.int64]:
+        """Room for the keys without a row; returns each key's address, -1 where there is none."""
+        layout, addresses = self._layout.kernels, np.empty(len(keys), np.int64)
+        missing = np.zeros(self.num_buckets, np.int64)
+        arena, table = self._buckets.arena, self._buckets.table
+        if index.locate(arena.words, table, keys, self._bits, layout.block_shift, layout.stride, addresses, missing):
+            self._buckets.reserve(missing)
+        return addresses
+
+    def _append(self, keys: UniqueKeys) -> NDArray[np.int64]:
+        layout, addresses = self._layout.kernels, np.empty(len(keys), np.int64)
+        arena, table = self._buckets.arena, self._buckets.table
+        index.append(arena.words, table, keys, self._bits, layout.block_shift, layout.stride, addresses)
+        return addresses
+
+    def _create(self, keys: UniqueKeys, rates: Floats) -> None:
+        counts, arena = np.zeros(self.num_buckets, np.int64), self._buckets.arena
+        index.count_by_bucket(keys, self._bits, counts)
+        self._buckets.reserve(counts)
+        addresses = self._append(keys)
+        self._kernels.create(arena.floats, arena.halves, keys, addresses, rates, self._hyper, self._streams)
+
+    def _rows_of(self, bucket: int, first: int, count: int) -> tuple[Keys, NDArray[np.int64]]:
+        count = min(count, int(self._buckets.rows[bucket]) - first)
+        keys, addresses = np.empty(count, np.uint64), np.empty(count, np.int64)
+        layout, arena = self._layout.kernels, self._buckets.arena
+        index.list_rows(
+            arena.words, self._buckets.table, bucket, first, layout.block_shift, layout.stride, keys, addresses
+        )
+        return keys, addresses
+
+    def _overwrite(self, addresses: NDArray[np.int64], segment: int, column: int, values: Rows) -> int:
+        counts, arena = np.zeros(3, np.int64), self._buckets.arena
+        self._kernels.overwrite_rows(
+            arena.floats,
+            arena.halves,
+            addresses,
+            segment,
+            column,
+            np.ascontiguousarray(values, np.float32),
+            self._own_rates,
+            self._hyper,
+            counts,
+        )
+        return self._counted(counts, 0).nonfinite
+
+    def _counted(self, counts: NDArray[np.int64], created: int) -> PushCounts:
+        applied, nonfinite, saturated = (int(count) for count in counts)
+        self.saturated += saturated
+        self.nonfinite += nonfinite
+        return PushCounts(applied, created, nonfinite)
