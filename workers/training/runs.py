@@ -2,7 +2,7 @@
 
     <runs>/<name>/<number>/config.json              the config as resolved
                            curves.csv               step, epoch, loss, speed; metrics after evaluations
-                           checkpoints/step-<n>/    complete once it holds manifest.json
+                           checkpoints/step-<n>/    complete once it holds MANIFEST.json
                            best/step-<n>/           the checkpoint of the best evaluation
                            result.json              written last: the run is finished
 
@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MANIFEST = "manifest.json"
+from ps.checkpoint import MANIFEST
+
 STOP_FILE = "stop"
 
 
