@@ -1,1 +1,159 @@
-"""Weir's parameter server: sparse tables in shards, and the client that pulls from and pushes to them."""
+"""Weir's state: sharded tables of embedding rows, without vocabulary and without fixed size.
+
+with ps.local({"user": ps.TableSpec(segments={"embedding": ps.SegmentSpec(dim=16)})}) as client:
+    rows = client.pull("user", keys)
+    client.push("user", keys, gradients, step=1).wait()
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ps.client import Client
+    from ps.errors import (
+        CheckpointError,
+        ExpiredError,
+        MemoryLimitError,
+        NonFiniteError,
+        OverloadedError,
+        RequestError,
+        RowsLostError,
+        UnavailableError,
+        WeirError,
+        WrongEpochError,
+    )
+    from ps.local import LocalCluster, connect, local
+    from ps.lookup import Lookup
+    from ps.options import CacheOptions, ClientOptions, GroupOptions, RetryOptions
+    from ps.psfunc import Answer, Counts, Psfunc, Task, register
+    from ps.psfuncs import Aggregate, Delete, Fill, Map, Max, Min, Nnz, Nrm2, RowUpdate, Scale, Size, Sum
+    from ps.rounds import Future
+    from ps.spec import (
+        FTRL,
+        SGD,
+        AdaGrad,
+        Adam,
+        ClusterSpec,
+        Constant,
+        Normal,
+        RowWiseAdaGrad,
+        SegmentSpec,
+        TableSpec,
+        Uniform,
+        Zeros,
+    )
+
+__all__ = [
+    "FTRL",
+    "SGD",
+    "AdaGrad",
+    "Adam",
+    "Aggregate",
+    "Answer",
+    "CacheOptions",
+    "CheckpointError",
+    "Client",
+    "ClientOptions",
+    "ClusterSpec",
+    "Constant",
+    "Counts",
+    "Delete",
+    "ExpiredError",
+    "Fill",
+    "Future",
+    "GroupOptions",
+    "LocalCluster",
+    "Lookup",
+    "Map",
+    "Max",
+    "MemoryLimitError",
+    "Min",
+    "Nnz",
+    "NonFiniteError",
+    "Normal",
+    "Nrm2",
+    "OverloadedError",
+    "Psfunc",
+    "RequestError",
+    "RetryOptions",
+    "RowUpdate",
+    "RowWiseAdaGrad",
+    "RowsLostError",
+    "Scale",
+    "SegmentSpec",
+    "Size",
+    "Sum",
+    "TableSpec",
+    "Task",
+    "UnavailableError",
+    "Uniform",
+    "WeirError",
+    "WrongEpochError",
+    "Zeros",
+    "connect",
+    "local",
+    "register",
+]
+
+# Imported on first use: a configuration file is read, or a message parsed, without the kernels' compiler.
+_PLACES: dict[str, tuple[str, ...]] = {
+    "ps.client": ("Client",),
+    "ps.errors": (
+        "CheckpointError",
+        "ExpiredError",
+        "MemoryLimitError",
+        "NonFiniteError",
+        "OverloadedError",
+        "RequestError",
+        "RowsLostError",
+        "UnavailableError",
+        "WeirError",
+        "WrongEpochError",
+    ),
+    "ps.local": ("LocalCluster", "connect", "local"),
+    "ps.lookup": ("Lookup",),
+    "ps.options": ("CacheOptions", "ClientOptions", "GroupOptions", "RetryOptions"),
+    "ps.psfunc": ("Answer", "Counts", "Psfunc", "Task", "register"),
+    "ps.psfuncs": (
+        "Aggregate",
+        "Delete",
+        "Fill",
+        "Map",
+        "Max",
+        "Min",
+        "Nnz",
+        "Nrm2",
+        "RowUpdate",
+        "Scale",
+        "Size",
+        "Sum",
+    ),
+    "ps.rounds": ("Future",),
+    "ps.spec": (
+        "AdaGrad",
+        "Adam",
+        "ClusterSpec",
+        "Constant",
+        "FTRL",
+        "Normal",
+        "RowWiseAdaGrad",
+        "SGD",
+        "SegmentSpec",
+        "TableSpec",
+        "Uniform",
+        "Zeros",
+    ),
+}
+_PLACE_OF = {name: module for module, names in _PLACES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACE_OF:
+        raise AttributeError(f"module 'ps' has no attribute {name!r}")
+    value = getattr(import_module(_PLACE_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

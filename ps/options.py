@@ -17,29 +17,29 @@ from ps.wire.arrays import WireName
 class CacheOptions(Spec):
     """The hot-key cache, per table. See docs/client.md."""
 
-    rows: int = Field(65_536, ge=8)
+    rows: int = Field(default=65_536, ge=8)
     max_age_steps: int = Field(ge=1)  # age in pulls of this client; lies inside `staleness` where that is bounded
-    min_count: int = Field(2, ge=1)  # sketch estimate from which a key may be kept
+    min_count: int = Field(default=2, ge=1)  # sketch estimate from which a key may be kept
     # An approximation, 0 = off: gradients of keys held in the cache are summed here and pushed every so many steps. The
     # optimizer then sees one sum where it would have seen several gradients.
-    aggregate_hot_gradients_steps: int = Field(0, ge=0)
+    aggregate_hot_gradients_steps: int = Field(default=0, ge=0)
 
 
 class RetryOptions(Spec):
     """Patience. All retries live in ps/rounds.py."""
 
-    timeout_seconds: float = Field(60.0, gt=0)  # one message; a shard that answers later counts as frozen
-    unavailable_seconds: float = Field(5.0, ge=0)  # from the first failed try to the error
-    overloaded_seconds: float = Field(60.0, ge=0)
-    control_seconds: float = Field(600.0, gt=0)  # save and restore
-    first_backoff_seconds: float = Field(0.02, gt=0)  # doubles up to:
-    max_backoff_seconds: float = Field(0.5, gt=0)
+    timeout_seconds: float = Field(default=60.0, gt=0)  # one message; a shard that answers later counts as frozen
+    unavailable_seconds: float = Field(default=5.0, ge=0)  # from the first failed try to the error
+    overloaded_seconds: float = Field(default=60.0, ge=0)
+    control_seconds: float = Field(default=600.0, gt=0)  # save and restore
+    first_backoff_seconds: float = Field(default=0.02, gt=0)  # doubles up to:
+    max_backoff_seconds: float = Field(default=0.5, gt=0)
 
 
 class GroupOptions(Spec):
     """This client's place among the workers of a synchronous job. A restarted group takes a new, higher generation."""
 
-    generation: int = Field(0, ge=0)
+    generation: int = Field(default=0, ge=0)
     rank: int = Field(ge=0)
     world: int = Field(ge=1)
 
@@ -54,10 +54,10 @@ class ClientOptions(Spec):
     """What a client promises about precision and order."""
 
     wire: WireName = "fp32"  # precision of rows and gradients between client and shard
-    staleness: int = Field(0, ge=-1)  # 0 synchronous, N bounded, -1 unbounded
+    staleness: int = Field(default=0, ge=-1)  # 0 synchronous, N bounded, -1 unbounded
     on_nonfinite: Literal["stop", "skip_row"] = "stop"
-    drop_above: float = Field(0.0, ge=0)  # L2 norm of a row's gradient over all segments, 0 = off
-    drop_below: float = Field(0.0, ge=0)
+    drop_above: float = Field(default=0.0, ge=0)  # L2 norm of a row's gradient over all segments, 0 = off
+    drop_below: float = Field(default=0.0, ge=0)
     cache: CacheOptions | None = None
     group: GroupOptions | None = None
     retry: RetryOptions = RetryOptions()

@@ -60,7 +60,10 @@ class Part:
 class Work(Protocol):
     """What a round is about. accept is called once a part, one at a time."""
 
-    what: str  # for messages: "push to 'user'"
+    @property
+    def what(self) -> str:
+        """For messages: "push of step 7 to table 'user'"."""
+        ...
 
     def split(self, routing: Routing) -> list[Part]: ...
 

@@ -29,7 +29,7 @@ class Routing:
     addresses: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if len(self.owners) and not (0 <= int(self.owners.min()) and int(self.owners.max()) < self.num_shards):
+        if len(self.owners) and not (int(self.owners.min()) >= 0 and int(self.owners.max()) < self.num_shards):
             raise RequestError(
                 f"routing of epoch {self.epoch} names a shard outside 0..{self.num_shards - 1}; give one address a shard"
             )
@@ -52,7 +52,8 @@ class Routing:
 
     def owned(self, shard: int) -> NDArray[np.int64]:
         """int64 [k]: the buckets of a shard, ascending."""
-        return np.flatnonzero(self.owners == shard)
+        buckets: NDArray[np.int64] = np.flatnonzero(self.owners == shard)
+        return buckets
 
     def split(self, bucket_starts: Offsets) -> list[Positions]:
         """One Positions per shard, of keys grouped by bucket. bucket_starts: int64 [num_buckets + 1], starts of the groups."""

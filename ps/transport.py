@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, Protocol, TypeAlias
 
 import grpc
 
-from ps.errors import UnavailableError, from_wire
+from ps.errors import UnavailableError, WeirError, from_wire, to_wire
 from ps.wire import weir_pb2 as pb
 
 Method: TypeAlias = Literal["Execute", "Assign", "Save", "Restore", "Status"]
@@ -103,6 +103,67 @@ class GrpcTransport:
                     response_deserializer=REPLIES[method].FromString,
                 )
             return known
+
+
+class Host(Protocol):
+    """A shard's thread of work, as ps.work.WorkThread is one."""
+
+    def execute(self, request: pb.Request) -> Future[pb.Reply]: ...
+
+    def assign(self, request: pb.AssignRequest) -> Future[pb.AssignReply]: ...
+
+    def save(self, directory: str) -> pb.SaveReply: ...
+
+    def restore(self, directory: str) -> pb.RestoreReply: ...
+
+    def status(self) -> pb.StatusReply: ...
+
+
+class InProcessTransport:
+    """Calls the shards' own threads of work. hosts: by address, any text. Timeouts do not apply: nothing here can freeze alone."""
+
+    def __init__(self, hosts: Mapping[str, Host]) -> None:
+        self._hosts = hosts
+        self._blocking = ThreadPoolExecutor(max(1, len(hosts)), thread_name_prefix="weir-control")
+        self._closed = False
+
+    def send(self, address: str, method: Method, message: Any, timeout_seconds: float) -> Future[Any]:
+        answer: Future[Any] = Future()
+        host = self._hosts.get(address)
+        if self._closed:
+            answer.set_exception(ClosedError("the client was closed"))
+        elif host is None:
+            answer.set_exception(UnavailableError(f"no shard has the address {address!r} in this process"))
+        else:
+            try:
+                self._start(host, method, message).add_done_callback(lambda done: _copy(answer, done))
+            except WeirError as error:
+                answer.set_exception(error)
+        return answer
+
+    def close(self) -> None:
+        self._closed = True
+        self._blocking.shutdown(wait=False)
+
+    def _start(self, host: Host, method: Method, message: Any) -> Future[Any]:
+        if method == "Execute":
+            return host.execute(message)
+        if method == "Assign":
+            return host.assign(message)
+        if method == "Save":
+            return self._blocking.submit(host.save, message.directory)
+        if method == "Restore":
+            return self._blocking.submit(host.restore, message.directory)
+        return self._blocking.submit(host.status)
+
+
+def _copy(answer: Future[Any], done: Future[Any]) -> None:
+    """Carry an outcome over; an error that was not raised on purpose becomes what the wire would make of it."""
+    error = done.exception()
+    if error is None:
+        answer.set_result(done.result())
+    else:
+        answer.set_exception(error if isinstance(error, WeirError) else from_wire(*to_wire(error)))
 
 
 def _serialize(message: Any) -> bytes:

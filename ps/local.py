@@ -1,0 +1,189 @@
+"""Clusters on this machine: shards in this process, or processes of their own on the loopback. And `connect`, to any cluster.
+
+    with ps.local({"user": ps.TableSpec(...)}) as client: ...            one client, its own shards
+    with LocalCluster(spec, shards=2, placement="process") as cluster:   several clients
+        client = cluster.connect(ClientOptions(...))
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Literal, TypeAlias
+
+from ps import control
+from ps.client import Client
+from ps.errors import RequestError, UnavailableError
+from ps.options import ClientOptions
+from ps.psfunc import load_modules
+from ps.routing import Routing
+from ps.shard import Shard
+from ps.spec import ClusterSpec, TableSpec
+from ps.transport import GrpcTransport, InProcessTransport, Transport
+from ps.work import WorkThread
+
+Placement: TypeAlias = Literal["in-process", "process"]
+START_SECONDS = 120.0
+STOP_SECONDS = 10.0
+
+
+class ShardProcess:
+    """One shard process on the loopback. It ends when this process ends, however that happens."""
+
+    def __init__(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._command = [sys.executable, "-m", "ps.process", "--host", host, "--port", str(port), "--stop-at-eof"]
+        # The pipe to its standard input is never written to: the kernel closes it with this process, and the shard stops.
+        self.process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the parent, which saves first
+            env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
+        )
+        self._where: dict[str, Any] = {}
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def address(self) -> str:
+        """host:port. Waits for the process to be up. Raises UnavailableError with what it said when it is not."""
+        if not self._where:
+            self._where = self._read_where()
+        return str(self._where["address"])
+
+    def stop(self) -> None:
+        """End it: SIGTERM, and SIGKILL if it does not listen."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _read_where(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + START_SECONDS
+        readable, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+        line = self.process.stdout.readline() if readable else ""
+        if not line:
+            code = self.process.poll()
+            self.stop()
+            state = f"ended with status {code}" if readable else f"said nothing for {START_SECONDS:g} s"
+            raise UnavailableError(f"a shard process {state}; its output is above (command: {' '.join(self._command)})")
+        where: dict[str, Any] = json.loads(line)
+        return where
+
+
+class LocalCluster:
+    """Shards on this machine, assigned and ready. `close` ends them, and their rows with them."""
+
+    def __init__(
+        self, spec: ClusterSpec, *, shards: int = 1, placement: Placement = "in-process", name: str = "local"
+    ) -> None:
+        """Raises RequestError for a number of shards that the buckets do not allow."""
+        if placement not in ("in-process", "process"):
+            raise RequestError(f"placement {placement!r} is unknown; known: in-process, process")
+        if not 1 <= shards <= spec.num_buckets:
+            raise RequestError(f"{shards} shards for {spec.num_buckets} buckets; need 1 to {spec.num_buckets} shards")
+        load_modules(spec.psfunc_modules)
+        self.spec = spec
+        self.name = name
+        self.processes: list[ShardProcess] = []
+        self._hosts: dict[str, WorkThread] = {}
+        try:
+            if placement == "process":
+                self.processes = [ShardProcess() for _ in range(shards)]
+                self.addresses = tuple(process.address for process in self.processes)
+            else:
+                self._hosts = {f"in-process:{shard}": WorkThread(Shard()) for shard in range(shards)}
+                self.addresses = tuple(self._hosts)
+            self._routing = Routing.initial(spec.num_buckets, self.addresses)
+            transport = self._transport()
+            try:
+                control.assign(transport, spec, self._routing)
+            finally:
+                transport.close()
+        except BaseException:
+            self.close()
+            raise
+
+    def connect(self, options: ClientOptions | None = None) -> Client:
+        """A new client. Close it before the cluster."""
+        return self._connect(options, owns_cluster=False)
+
+    def close(self) -> None:
+        """End all shards."""
+        for process in self.processes:
+            process.stop()
+        for host in self._hosts.values():
+            host.close()
+
+    def __enter__(self) -> LocalCluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _transport(self) -> Transport:
+        return GrpcTransport() if self.processes else InProcessTransport(self._hosts)
+
+    def _connect(self, options: ClientOptions | None, *, owns_cluster: bool) -> Client:
+        transport = self._transport()
+        directory = control.StatusDirectory(self.name, transport, self.addresses)
+        on_close = self.close if owns_cluster else None
+        return Client(self.spec, transport, directory, self._routing, options, cluster=self.name, on_close=on_close)
+
+
+def local(
+    tables: Mapping[str, TableSpec] | ClusterSpec,
+    *,
+    shards: int = 1,
+    placement: Placement = "in-process",
+    options: ClientOptions | None = None,
+    num_buckets: int = 256,
+    seed: int = 0,
+    psfunc_modules: tuple[str, ...] = (),
+) -> Client:
+    """A client with shards of its own, which end with it. num_buckets, seed and psfunc_modules: where no ClusterSpec is given."""
+    if isinstance(tables, ClusterSpec):
+        spec = tables
+    else:
+        spec = ClusterSpec(tables=dict(tables), num_buckets=num_buckets, seed=seed, psfunc_modules=psfunc_modules)
+    return LocalCluster(spec, shards=shards, placement=placement)._connect(options, owns_cluster=True)
+
+
+def connect(address: str, options: ClientOptions | None = None) -> Client:
+    """A client of a running cluster, found through the "host:port" of any of its shards.
+
+    Raises UnavailableError when nothing answers there, RequestError when the shard belongs to no cluster yet.
+    """
+    transport = GrpcTransport()
+    try:
+        (status,) = control.statuses(transport, [address], timeout_seconds=5.0)
+        if status is None:
+            raise UnavailableError(f"no shard answers at {address}; `weir status` shows where shards listen")
+        spec = control.read_spec(status, address)
+        load_modules(spec.psfunc_modules)
+        routing = Routing.from_message(status.routing)
+        directory = control.StatusDirectory(address, transport, routing.addresses)
+        return Client(spec, transport, directory, routing, options, cluster=address)
+    except BaseException:
+        transport.close()
+        raise
