@@ -11,6 +11,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -115,8 +116,16 @@ def _fill(template: str, layout: str) -> str:
     return f"{before}# layout\n{layout}\n# end of layout\n{rest.split('# end of layout' + chr(10))[1]}"
 
 
+_LOADING = threading.RLock()  # shards of one process build their tables at the same time
+
+
 def _load(text: str) -> str:
     """Import a module of this text from the private folder; returns its name."""
+    with _LOADING:
+        return _load_once(text)
+
+
+def _load_once(text: str) -> str:
     name = f"weir_layout_{hashlib.sha256(text.encode()).hexdigest()[:24]}"
     if name in sys.modules:
         return name
