@@ -75,6 +75,9 @@ def _classes(root: type[WeirError]) -> dict[str, type[WeirError]]:
     return found
 
 
+METADATA_KEY = "weir-error"  # of a status: the class name of the error
+
+
 def to_wire(error: BaseException) -> tuple[str, str, str]:
     """(status code, message, class name) of an error; anything not raised on purpose travels as WeirError with its
     class.

@@ -29,7 +29,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ps.errors import RequestError
-from ps.keys import bucket_of
 from ps.spec import TableSpec
 from ps.types import Buckets, Floats, Gradients, Rows, UniqueKeys
 
@@ -73,22 +72,18 @@ class Answer:
 class Task:
     """One call at one shard.
 
-    keys: unique, grouped by bucket, or None for all existing rows of `buckets`. buckets: those that the call covers
-    here, ascending: of the keys, or of the whole table as far as this shard owns it. payload: float32 [n, width], a
-    row for each key, or None. learning_rates: float32 [num_segments], or empty.
+    keys: unique, grouped by bucket, or None for all existing rows of `buckets`. key_buckets: of each key. buckets:
+    those that the call covers here, ascending: of the keys, or of the whole table as far as this shard owns it. payload:
+    float32 [n, width], a row for each key, or None. learning_rates: float32 [num_segments], or empty.
     """
 
     table: Table
     keys: UniqueKeys | None
+    key_buckets: Buckets | None
     buckets: BucketNumbers
     payload: Gradients | None
     step: int
     learning_rates: Floats
-
-    def key_buckets(self) -> Buckets:
-        """int32 [n]: the bucket of each key."""
-        assert self.keys is not None
-        return bucket_of(self.keys, len(self.table.rows_per_bucket))
 
 
 Running: TypeAlias = Generator[None, None, Answer]
@@ -109,6 +104,10 @@ class Psfunc:
 
     def check(self, spec: TableSpec) -> None:
         """Raise RequestError when the arguments do not fit the table. Runs before anything of the message does."""
+
+    def payload_width(self, spec: TableSpec) -> int:
+        """Floats of one row of the payload; by default as wide as the table."""
+        return spec.width
 
     def split(self, parts: Sequence[slice | NDArray[np.int64] | None]) -> list[Psfunc]:
         """Client: the psfunc for each shard; parts[i] selects the call's keys that live there (None: no keys given)."""

@@ -69,7 +69,7 @@ class Groups(Generic[M]):
             )
         arrival: Arrival[M] = Arrival()
         if place.generation > self.generation:
-            arrival.dropped = self.drop(f"generation {place.generation} has begun")
+            arrival.dropped = self._drop_open(place.generation)
             self.generation = place.generation
         world, ranks = self._open.get(place.step, (place.world, {}))
         if world != place.world:
@@ -88,13 +88,18 @@ class Groups(Generic[M]):
             self._open[place.step] = (world, ranks)
         return arrival
 
-    def drop(self, why: str) -> list[tuple[M, ExpiredError]]:
-        """Close every open step; its messages with the error for those who wait."""
+    def clear(self) -> list[M]:
+        """Close every open step; the messages that waited."""
+        waiting = [message for _, ranks in self._open.values() for _, message in sorted(ranks.items())]
+        self._open.clear()
+        return waiting
+
+    def _drop_open(self, newer: int) -> list[tuple[M, ExpiredError]]:
         dropped = []
         for step, (world, ranks) in sorted(self._open.items()):
             error = ExpiredError(
-                f"step {step} of generation {self.generation} had {len(ranks)} of {world} ranks when {why}; "
-                "it is not applied"
+                f"step {step} of generation {self.generation} had {len(ranks)} of {world} ranks when generation "
+                f"{newer} began; it is not applied"
             )
             dropped += [(message, error) for _, message in sorted(ranks.items())]
         self._open.clear()

@@ -51,10 +51,14 @@ class Aggregate(Psfunc):
 
     def apply(self, task: Task) -> Running:
         partials: dict[int, Partial] = {}
-        for bucket, values, keys in self._blocks(task):
-            before = partials.get(bucket)
-            reduced = np.asarray(self.reduce(values, keys), np.float64).reshape(-1)
-            partials[bucket] = self.combine(self.start() if before is None else before, reduced)
+        for bucket, blocks in self._blocks(task):
+            partial = None
+            # A bucket is read in one piece: updates may run while this is suspended, and then blocks move.
+            for values, keys in blocks:
+                reduced = np.asarray(self.reduce(values, keys), np.float64).reshape(-1)
+                partial = self.combine(self.start() if partial is None else partial, reduced)
+            if partial is not None:
+                partials[bucket] = partial
             yield
         return Answer(
             values={
@@ -63,17 +67,16 @@ class Aggregate(Psfunc):
             }
         )
 
-    def _blocks(self, task: Task) -> Iterator[tuple[int, Rows, Keys]]:
-        """(bucket, values, keys) of every block, in bucket order."""
-        if task.keys is None:
+    def _blocks(self, task: Task) -> Iterator[tuple[int, Iterator[tuple[Rows, Keys]]]]:
+        """(bucket, its blocks of values and keys), in bucket order."""
+        if task.keys is None or task.key_buckets is None:
             for bucket in task.buckets.tolist():
-                for block in task.table.scan(bucket, self.segment):
-                    yield bucket, block.values, block.keys
+                yield bucket, ((block.values, block.keys) for block in task.table.scan(bucket, self.segment))
             return
         columns = columns_of(task.table.spec, self.segment)
-        for bucket, part in bucket_slices(task.key_buckets()):
+        for bucket, part in bucket_slices(task.key_buckets):
             keys = task.keys[part]
-            yield bucket, np.ascontiguousarray(task.table.pull(keys)[:, columns]), keys
+            yield bucket, iter([(np.ascontiguousarray(task.table.pull(keys)[:, columns]), keys)])
 
     def merge(self, answers: Sequence[Answer]) -> Any:
         pairs: list[tuple[int, Partial]] = []

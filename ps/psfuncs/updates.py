@@ -48,8 +48,10 @@ class RowUpdate(Psfunc):
 
     def apply(self, task: Task) -> Running:
         counts, pending = Counts(), list[Commit]()
-        for commit in self._blocks(task):
-            if self.never_raises:
+        for commit in self._blocks(task) if task.keys is None else self._one_commit(task, task.keys):
+            if commit is None:
+                pass  # still computing
+            elif self.never_raises:
                 counts += commit()
             else:
                 pending.append(commit)
@@ -60,17 +62,24 @@ class RowUpdate(Psfunc):
         return Answer(counts=counts)
 
     def _blocks(self, task: Task) -> Iterator[Commit]:
-        """Computes block after block; each Commit writes one."""
-        if task.keys is None:
-            for bucket in task.buckets.tolist():
-                for block in task.table.scan(bucket, self.segment):
-                    yield partial(_write_block, block, *self._computed(block.values, block.keys))
-            return
+        """Existing rows: a commit for each block."""
+        for bucket in task.buckets.tolist():
+            for block in task.table.scan(bucket, self.segment):
+                yield partial(_write_block, block, *self._computed(block.values, block.keys))
+
+    def _one_commit(self, task: Task, keys: UniqueKeys) -> Iterator[Commit | None]:
+        """Given keys: one commit at the end, because creating rows may pass the memory limit, and then nothing is
+        written.
+        """
         columns = columns_of(task.table.spec, self.segment)
-        for start in range(0, len(task.keys), _CHUNK_KEYS):
-            keys = task.keys[start : start + _CHUNK_KEYS]
-            new, finite = self._computed(np.ascontiguousarray(task.table.pull(keys)[:, columns]), keys)
-            yield partial(self._write_keys, task.table, keys, new, finite)
+        new = np.empty((len(keys), columns.stop - columns.start), np.float32)
+        finite = np.empty(len(keys), np.bool_)
+        for start in range(0, len(keys), _CHUNK_KEYS):
+            part = slice(start, start + _CHUNK_KEYS)
+            old = np.ascontiguousarray(task.table.pull(keys[part])[:, columns])
+            new[part], finite[part] = self._computed(old, keys[part])
+            yield None
+        yield partial(self._write_keys, task.table, keys, new, finite)
 
     def _computed(self, values: Rows, keys: Keys) -> tuple[Rows, NDArray[np.bool_]]:
         """(new values, which rows are finite); rows that are not finite get their old values back."""
@@ -83,7 +92,7 @@ class RowUpdate(Psfunc):
             )
         with np.errstate(over="ignore"):
             new = np.ascontiguousarray(new, np.float32)
-        finite: NDArray[np.bool_] = np.isfinite(new).all(axis=1)
+        finite: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(new), axis=1)
         if not finite.all():
             new = np.where(finite[:, None], new, old)
         return new, finite
@@ -97,9 +106,8 @@ class RowUpdate(Psfunc):
 
 
 def _write_block(block: Block, new: Rows, finite: NDArray[np.bool_]) -> Counts:
-    block.write(new)
-    num_finite = int(np.count_nonzero(finite))
-    return Counts(applied=num_finite, nonfinite=len(finite) - num_finite)
+    num_refused = block.write(new) + int(len(finite) - np.count_nonzero(finite))
+    return Counts(applied=len(finite) - num_refused, nonfinite=num_refused)
 
 
 @register("fill")

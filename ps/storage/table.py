@@ -174,6 +174,31 @@ class Table:
             state = arena.floats[addresses[:, None] + (state_word + np.arange(state_dim))]
             yield Block(keys, values, state, self, addresses, place, column)
 
+    def contains(self, keys: Keys) -> NDArray[np.bool_]:
+        """bool [n]: which keys have a row."""
+        present: NDArray[np.bool_] = self._locate(keys)[0] >= 0
+        return present
+
+    def write_values(self, keys: UniqueKeys, values: Rows, segment: str | None = None) -> PushCounts:
+        """Set the values (float32 [n, dim]) of a segment or of whole rows, creating rows. State stays, or is initial.
+
+        Raises RequestError for a wrong shape, MemoryLimitError when there is no room; both before anything is written.
+        """
+        place, column, width = _ALL, 0, self._layout.width
+        if segment is not None:
+            place, chosen = self._layout.segment(segment)
+            column, width = chosen.column, chosen.dim
+        if values.shape != (len(keys), width):
+            raise RequestError(f"table {self.name!r}: values {values.shape} for {len(keys)} keys of width {width}")
+        keys = np.ascontiguousarray(keys, np.uint64)
+        absent = np.flatnonzero(self._reserve_missing(keys) < 0)
+        if len(absent):
+            self._create(keys[absent], self._own_rates)
+            self.created += len(absent)
+        addresses, _ = self._locate(keys)
+        refused = self._overwrite(addresses, place, column, values)
+        return PushCounts(len(keys) - refused, len(absent), refused)
+
     def read_images(self, bucket: int) -> Iterator[tuple[Keys, Images]]:
         """(keys, images) of at most 4096 rows at a time, in row order."""
         for first in range(0, int(self._buckets.rows[bucket]), _BLOCK_ROWS):
@@ -236,12 +261,19 @@ class Table:
 
     def _reserve_missing(self, keys: UniqueKeys) -> NDArray[np.int64]:
         """Room for the keys without a row; returns each key's address, -1 where there is none."""
+        addresses, missing = self._locate(keys)
+        if missing.any():
+            self._buckets.reserve(missing)
+        return addresses
+
+    def _locate(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Each key's address, -1 where there is no row; and by bucket how many keys have none."""
         layout, addresses = self._layout.kernels, np.empty(len(keys), np.int64)
         missing = np.zeros(self.num_buckets, np.int64)
         arena, table = self._buckets.arena, self._buckets.table
-        if index.locate(arena.words, table, keys, self._bits, layout.block_shift, layout.stride, addresses, missing):
-            self._buckets.reserve(missing)
-        return addresses
+        keys = np.ascontiguousarray(keys, np.uint64)
+        index.locate(arena.words, table, keys, self._bits, layout.block_shift, layout.stride, addresses, missing)
+        return addresses, missing
 
     def _append(self, keys: UniqueKeys) -> NDArray[np.int64]:
         layout, addresses = self._layout.kernels, np.empty(len(keys), np.int64)

@@ -1,0 +1,239 @@
+"""Checkpoints: one file of rows for each shard, and a manifest that is written last. Nothing is pickled.
+
+    DIR/MANIFEST.json                     what belongs together; a checkpoint without it is incomplete
+    DIR/rows-SSSS-of-NNNN-CCCCCCCC.weir   a shard's rows; S shard, N shards, C checksum: a newer save never overwrites
+    an older one's
+
+    file  := magic start record* end      records as ps/record.py has them
+    magic := "WEIRROWS"
+    start := frame {version, kind "start", shard, num_buckets, seed, layouts {table: text}, expired {table: [client
+    id]}} end   := frame {version, kind "end", records, rows {table: rows}}
+
+A file is written under a temporary name, synced and renamed; so is the manifest. Restoring works on any number of
+shards: each reads all files and keeps the buckets that it owns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack
+from pydantic import ValidationError
+
+from ps.errors import CheckpointError
+from ps.record import VERSION, FrameReader, Record, encode_frame
+from ps.spec import ClusterSpec
+
+MAGIC = b"WEIRROWS"
+MANIFEST = "MANIFEST.json"
+_PART_NAME = re.compile(r"rows-\d{4,}-of-\d{4,}-[0-9a-f]{8}\.weir(\.tmp)?")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A complete checkpoint. parts: as write_part made them. extra: the caller's own, such as the training step."""
+
+    directory: Path
+    spec: ClusterSpec
+    parts: tuple[Mapping[str, Any], ...]
+    extra: Mapping[str, Any]
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Rows of each table."""
+        return {name: sum(part["rows"].get(name, 0) for part in self.parts) for name in self.spec.tables}
+
+
+def start_frame(
+    *, shard: int, spec: ClusterSpec, layouts: Mapping[str, str], expired: Mapping[str, Sequence[int]]
+) -> bytes:
+    """The beginning of a file."""
+    header = {"version": VERSION, "kind": "start", "shard": shard, "num_buckets": spec.num_buckets, "seed": spec.seed}
+    return MAGIC + encode_frame({**header, "layouts": dict(layouts), "expired": dict(expired)})
+
+
+def end_frame(*, num_records: int, rows: Mapping[str, int]) -> bytes:
+    """The end of a file."""
+    return encode_frame({"version": VERSION, "kind": "end", "records": num_records, "rows": dict(rows)})
+
+
+def write_part(directory: str | Path, shard: int, num_shards: int, pieces: Iterable[bytes]) -> dict[str, Any]:
+    """Write one shard's file from its pieces, start to end; its name, bytes and crc32. Raises CheckpointError with
+    the reason.
+    """
+    folder = Path(directory)
+    stem = f"rows-{shard:04d}-of-{num_shards:04d}"
+    temporary = folder / f"{stem}-{0:08x}.weir.tmp"
+    num_bytes = crc = 0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
+                num_bytes += len(piece)
+                crc = zlib.crc32(piece, crc)
+            file.flush()
+            os.fsync(file.fileno())
+        name = f"{stem}-{crc:08x}.weir"
+        temporary.rename(folder / name)
+        _sync_folder(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"shard {shard} cannot write {temporary}: {error.strerror}; free space or choose another folder"
+        ) from error
+    return {"file": name, "bytes": num_bytes, "crc32": crc, "shard": shard, "num_shards": num_shards}
+
+
+def write_manifest(
+    directory: str | Path, spec: ClusterSpec, parts: Sequence[bytes], extra: Mapping[str, Any] | None = None
+) -> Manifest:
+    """Complete a checkpoint, and remove the files of an earlier one in the same folder. parts: SaveReply.manifest of
+    all shards.
+
+    Raises CheckpointError when parts are missing.
+    """
+    folder = Path(directory)
+    manifest = Manifest(folder, spec, tuple(msgpack.unpackb(part) for part in parts), dict(extra or {}))
+    _check_complete(manifest)
+    body = {
+        "format": "weir checkpoint",
+        "version": VERSION,
+        "cluster_spec": spec.model_dump(mode="json"),
+        "parts": list(manifest.parts),
+        "rows": manifest.rows,
+        "extra": manifest.extra,
+    }
+    text = json.dumps({**body, "crc32": _json_crc(body)}, indent=1)
+    temporary = folder / (MANIFEST + ".tmp")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(folder / MANIFEST)
+        _sync_folder(folder)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {folder / MANIFEST}: {error.strerror}") from error
+    kept = {part["file"] for part in manifest.parts}
+    for path in folder.iterdir():
+        if _PART_NAME.fullmatch(path.name) and path.name not in kept:
+            path.unlink(missing_ok=True)
+    return manifest
+
+
+def read_manifest(directory: str | Path) -> Manifest:
+    """Raises CheckpointError when there is no complete checkpoint, or a file is missing or has another length."""
+    path = Path(directory) / MANIFEST
+    try:
+        body = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path} does not exist: {directory} holds no complete checkpoint; use the one before it"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; use another checkpoint") from error
+    if not isinstance(body, dict) or not isinstance(body.get("version"), int):
+        raise CheckpointError(f"{path} is no manifest of a checkpoint")
+    if body["version"] > VERSION:
+        raise CheckpointError(f"{path}: format version {body['version']} is newer than {VERSION}; use a newer weir-ps")
+    crc = body.pop("crc32", None)
+    if crc != _json_crc(body):
+        raise CheckpointError(f"{path} was changed after it was written: its checksum differs; use another checkpoint")
+    try:
+        spec = ClusterSpec.model_validate(body["cluster_spec"])
+    except ValidationError as error:
+        raise CheckpointError(f"{path} has a cluster spec that this weir-ps cannot read: {error}") from error
+    manifest = Manifest(Path(directory), spec, tuple(body["parts"]), body["extra"])
+    _check_complete(manifest)
+    for part in manifest.parts:
+        file = manifest.directory / part["file"]
+        found = file.stat().st_size if file.is_file() else None
+        if found != part["bytes"]:
+            state = "is missing" if found is None else f"has {found} bytes"
+            raise CheckpointError(f"{file} {state}, the manifest says {part['bytes']} bytes; use another checkpoint")
+    return manifest
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file, opened. start: its first frame."""
+
+    path: Path
+    start: Mapping[str, Any]
+    records: Iterator[Record]
+
+
+@contextmanager
+def open_part(path: Path, wanted: Callable[[str, int], bool] = lambda table, bucket: True) -> Iterator[Part]:
+    """A file of rows for reading; its `records` are those of the wanted (table, bucket).
+
+    A record that comes has been checked, and the end of the file is checked after the last. Raises CheckpointError.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; use another checkpoint") from error
+    with file:
+        reader = FrameReader(file, str(path), num_bytes=os.fstat(file.fileno()).st_size)
+        if file.read(len(MAGIC)) != MAGIC:
+            raise reader.damaged(0, "it does not begin as a file of rows")
+        start = reader.read_frame()
+        if start.header.get("kind") != "start" or not isinstance(start.header.get("layouts"), dict):
+            raise reader.damaged(start.offset, "it does not begin with a start frame")
+        yield Part(path, start.header, _records(file, reader, wanted))
+
+
+def _records(file: Any, reader: FrameReader, wanted: Callable[[str, int], bool]) -> Iterator[Record]:
+    num_records, rows = 0, dict[str, int]()
+    while True:
+        frame = reader.read_frame()
+        if frame.header.get("kind") == "end":
+            if frame.header.get("records") != num_records or frame.header.get("rows") != rows:
+                raise reader.damaged(frame.offset, f"the end does not count the {num_records} records before it")
+            if file.read(1):
+                raise reader.damaged(frame.offset, "bytes follow the end")
+            return
+        if frame.header.get("kind") != "rows":
+            raise reader.damaged(frame.offset, f"a frame of unknown kind {frame.header.get('kind')!r}")
+        record = reader.read_record(frame, wanted)
+        num_records += 1
+        table = frame.header["table"]
+        rows[table] = rows.get(table, 0) + frame.header["count"]
+        if record is not None:
+            yield record
+
+
+def _check_complete(manifest: Manifest) -> None:
+    numbers = sorted(part["shard"] for part in manifest.parts)
+    expected = list(range(manifest.parts[0]["num_shards"])) if manifest.parts else [0]
+    if numbers != expected:
+        raise CheckpointError(
+            f"checkpoint {manifest.directory} has files of shards {numbers}, not of {expected}; save it again"
+        )
+    buckets = sum(part["num_owned_buckets"] for part in manifest.parts)
+    if buckets != manifest.spec.num_buckets:
+        raise CheckpointError(
+            f"checkpoint {manifest.directory} covers {buckets} of {manifest.spec.num_buckets} buckets; save it again"
+        )
+
+
+def _json_crc(body: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(body, sort_keys=True).encode())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in the folder last."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,222 @@
+"""Running the calls of a message on what a shard holds: freshness first, then call by call, then remembered as applied.
+
+An update of a table is remembered when the last call of the message on that table has ended, or when the message
+failed after one of them had: a call either happened and is remembered, or did not happen. Generators: they yield
+where they may be interrupted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections import defaultdict
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import msgpack
+import numpy as np
+
+from ps.errors import RequestError, WeirError
+from ps.holding import Holding
+from ps.psfunc import Answer, BucketNumbers, Counts, Psfunc, Running, Task
+from ps.request import CheckedCall, CheckedRequest, Keyed
+from ps.synchronous import global_batch
+from ps.types import Gradients
+from ps.wire import weir_pb2 as pb
+from ps.wire.arrays import encode_floats
+
+Identity: TypeAlias = tuple[int, int]  # client, sequence
+
+
+@dataclass(frozen=True, eq=False)
+class _Planned:
+    """A call cut down to the buckets that have not had it. counts: what is known before it runs."""
+
+    call: CheckedCall
+    keyed: Keyed | None
+    payload: Gradients | None
+    buckets: BucketNumbers
+    counts: Counts
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing of an update is left to do."""
+        return self.call.is_update and len(self.buckets) == 0
+
+
+def execute(holding: Holding, request: CheckedRequest, *, now: float) -> Generator[None, None, pb.Reply]:
+    """Run one message. Raises WrongEpochError and ExpiredError before anything is applied."""
+    holding.check_routing(request)
+    plans = [_plan(holding, request, call) for call in request.calls]
+    identity = (request.client, request.sequence)
+    results = yield from _run(holding, plans, request.step, [identity], now)
+    return pb.Reply(results=results)
+
+
+def is_new(holding: Holding, request: CheckedRequest) -> bool:
+    """Whether any bucket of the message has not had it. Raises as `execute` does."""
+    holding.check_routing(request)
+    return any(len(_plan(holding, request, call).buckets) for call in request.calls)
+
+
+def execute_group(
+    holding: Holding, requests: Sequence[CheckedRequest], *, now: float
+) -> Generator[None, None, list[pb.Reply]]:
+    """Run the messages of all ranks, in rank order, as one update of the global batch. Every rank's reply counts all
+    of it.
+    """
+    for request in requests:
+        holding.check_routing(request)
+    _agree(requests)
+    pushes: dict[str, list[_Planned]] = defaultdict(list)
+    sweeps: list[_Planned] = []
+    for rank, request in enumerate(requests):
+        for call in request.calls:
+            if call.psfunc.name == "push":
+                pushes[call.table].append(_plan(holding, request, call))
+            elif rank == 0:
+                sweeps.append(_plan(holding, request, call))
+    merged = [_merge(holding, parts, len(requests)) for parts in pushes.values()]
+    plans = merged + sweeps
+    identities = [(request.client, request.sequence) for request in requests]
+    results = yield from _run(holding, plans, requests[0].step, identities, now)
+    by_call = {(plan.call.table, plan.call.psfunc.name): result for plan, result in zip(plans, results, strict=True)}
+    return [pb.Reply(results=[by_call[call.table, call.psfunc.name] for call in request.calls]) for request in requests]
+
+
+def _agree(requests: Sequence[CheckedRequest]) -> None:
+    """Raise RequestError when ranks differ in what must be equal."""
+    seen: dict[tuple[str, str], tuple[Any, ...]] = {}
+    for rank, request in enumerate(requests):
+        for call in request.calls:
+            what = (call.psfunc.args(), call.learning_rates.tolist(), call.drop_above, call.drop_below)
+            if seen.setdefault((call.table, call.psfunc.name), what) != what:
+                raise RequestError(
+                    f"step {request.step}: rank {rank} gives {call.psfunc.name} on table {call.table!r} other learning "
+                    "rates or thresholds than the ranks before it"
+                )
+        sweeps = [call.table for call in request.calls if call.psfunc.name == "sweep"]
+        if sweeps != [call.table for call in requests[0].calls if call.psfunc.name == "sweep"]:
+            raise RequestError(f"step {request.step}: rank {rank} sweeps other tables than rank 0: {sweeps}")
+
+
+def _merge(holding: Holding, parts: list[_Planned], world: int) -> _Planned:
+    """The pushes of one table as one push of the global batch. A rank may have none: it has no keys there."""
+    call, num_buckets = parts[0].call, holding.spec.num_buckets
+    batch = global_batch(
+        [(part.keyed.keys, part.payload) for part in parts if part.keyed is not None and part.payload is not None],
+        world=world,
+        num_buckets=num_buckets,
+        drop_above=call.drop_above,
+        drop_below=call.drop_below,
+    )
+    counts = Counts(
+        nonfinite=batch.num_nonfinite,
+        dropped_above=batch.num_above,
+        dropped_below=batch.num_below,
+        skipped=sum(part.counts.skipped for part in parts),
+    )
+    buckets = np.unique(np.concatenate([part.buckets for part in parts]))
+    return _Planned(call, Keyed.of(batch.keys, num_buckets), batch.gradients, buckets, counts)
+
+
+def _plan(holding: Holding, request: CheckedRequest, call: CheckedCall) -> _Planned:
+    covered = holding.owned if call.keyed is None else call.keyed.buckets
+    if not call.is_update:
+        return _Planned(call, call.keyed, call.payload, covered, Counts())
+    fresh = holding.applied[call.table].fresh(request.client, request.sequence, covered)
+    if fresh.all():
+        return _Planned(call, call.keyed, call.payload, covered, Counts())
+    buckets = covered[fresh]
+    if call.keyed is None:
+        return _Planned(call, None, call.payload, buckets, Counts(skipped=len(covered) - len(buckets)))
+    keep = np.isin(call.keyed.key_buckets, buckets)
+    keyed = Keyed(call.keyed.keys[keep], call.keyed.key_buckets[keep], buckets)
+    payload = None if call.payload is None else np.ascontiguousarray(call.payload[keep])
+    return _Planned(call, keyed, payload, buckets, Counts(skipped=int(len(keep) - np.count_nonzero(keep))))
+
+
+def _run(
+    holding: Holding, plans: Sequence[_Planned], step: int, identities: Sequence[Identity], now: float
+) -> Generator[None, None, list[pb.Result]]:
+    results = []
+    last = {plan.call.table: number for number, plan in enumerate(plans) if plan.call.is_update}
+    unmarked: dict[str, list[BucketNumbers]] = defaultdict(list)
+
+    def mark(table: str) -> None:
+        for buckets in unmarked.pop(table, []):
+            for client, sequence in identities:
+                holding.applied[table].mark(client, sequence, buckets, now=now)
+
+    try:
+        for number, plan in enumerate(plans):
+            answer = Answer() if plan.is_empty else (yield from _run_call(holding, plan, step))
+            answer = replace(answer, counts=answer.counts + plan.counts)
+            if plan.call.is_update:
+                holding.counts += answer.counts
+                unmarked[plan.call.table].append(plan.buckets)
+                if last[plan.call.table] == number:
+                    mark(plan.call.table)
+            results.append(_result(plan.call, answer))
+            yield
+    finally:
+        for table in list(unmarked):
+            mark(table)
+    return results
+
+
+def _run_call(holding: Holding, plan: _Planned, step: int) -> Running:
+    call = plan.call
+    task = Task(
+        table=holding.tables[call.table],
+        keys=None if plan.keyed is None else plan.keyed.keys,
+        key_buckets=None if plan.keyed is None else plan.keyed.key_buckets,
+        buckets=plan.buckets,
+        payload=plan.payload,
+        step=step,
+        learning_rates=call.learning_rates,
+    )
+    try:
+        outcome = call.psfunc.apply(task)
+        answer = outcome if isinstance(outcome, Answer) else (yield from outcome)
+    except WeirError:
+        raise
+    except Exception as error:
+        if type(call.psfunc).__module__.startswith("ps."):
+            raise
+        raise RequestError(_where(call.psfunc, error)) from error
+    if not isinstance(answer, Answer):
+        raise RequestError(
+            f"psfunc {call.psfunc.name!r} returned {type(answer).__name__}; `apply` must return an Answer"
+        )
+    return answer
+
+
+def _where(psfunc: Psfunc, error: Exception) -> str:
+    """The message for an error of a user's psfunc: the deepest line of the user's own file."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == inspect.getfile(type(psfunc))]
+    frame = (own or list(frames))[-1]
+    return (
+        f"psfunc {psfunc.name!r} failed at {frame.filename}:{frame.lineno} in {frame.name}: "
+        f"{type(error).__name__}: {error}; the table is as it was"
+    )
+
+
+def _result(call: CheckedCall, answer: Answer) -> pb.Result:
+    counts = answer.counts
+    try:
+        values = b"" if answer.values is None else msgpack.packb(answer.values)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RequestError(f"psfunc {call.psfunc.name!r} returned values that msgpack cannot carry: {error}") from error
+    return pb.Result(
+        values=values,
+        payload=b"" if answer.rows is None else encode_floats(answer.rows, call.dtype),
+        num_applied=counts.applied,
+        num_created=counts.created,
+        num_nonfinite=counts.nonfinite,
+        num_dropped_above=counts.dropped_above,
+        num_dropped_below=counts.dropped_below,
+        num_skipped=counts.skipped,
+    )

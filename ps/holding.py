@@ -1,0 +1,119 @@
+"""What a shard holds: its tables, what was applied to them, which buckets are its own, and at which routing epoch.
+
+Single-threaded. Changed by the jobs of ps/shard.py only; other threads may read its counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ps.applied import Applied
+from ps.errors import RequestError, WrongEpochError
+from ps.psfunc import BucketNumbers, Counts, load_modules
+from ps.record import Record
+from ps.request import CheckedRequest
+from ps.routing import Routing
+from ps.spec import ClusterSpec
+from ps.storage.table import Table
+
+
+class Holding:
+    """Made by the first Assign, moved forward by later ones."""
+
+    def __init__(self, spec: ClusterSpec) -> None:
+        load_modules(spec.psfunc_modules)
+        self.spec = spec
+        self.routing = Routing(0, np.empty(0, np.int32), ())
+        self.shard = 0
+        self.owned: BucketNumbers = np.empty(0, np.int64)
+        self._is_owned: NDArray[np.bool_] = np.zeros(spec.num_buckets, np.bool_)
+        self.tables = {
+            name: Table(name, table, seed=spec.seed, num_buckets=spec.num_buckets)
+            for name, table in spec.tables.items()
+        }
+        self.counts = Counts()  # of all updates so far
+        self.applied = {name: Applied(spec.num_buckets) for name in spec.tables}
+
+    def warm_up(self) -> Iterator[None]:
+        """Compile what the tables need, before the shard says that it is ready."""
+        for table in self.tables.values():
+            table.warm_up()
+            yield
+
+    def move(self, routing: Routing, shard: int) -> None:
+        """Take a place in a routing. Buckets that another shard owns now are dropped. Raises WrongEpochError going
+        backwards.
+        """
+        if routing.num_buckets != self.spec.num_buckets:
+            raise RequestError(
+                f"routing has {routing.num_buckets} buckets, the cluster spec says {self.spec.num_buckets}"
+            )
+        if shard >= routing.num_shards:
+            raise RequestError(f"shard {shard} is not among the {routing.num_shards} addresses of the routing")
+        if routing.epoch < self.routing.epoch:
+            raise WrongEpochError(f"this shard is at routing epoch {self.routing.epoch}; {routing.epoch} is older")
+        same_place = shard == self.shard and np.array_equal(routing.owners, self.routing.owners)
+        if routing.epoch == self.routing.epoch and not same_place:
+            raise RequestError(f"another routing has epoch {routing.epoch} already; give a changed one a higher epoch")
+        owned = routing.owned(shard)
+        for bucket in np.setdiff1d(self.owned, owned).tolist():
+            for name, table in self.tables.items():
+                table.drop_bucket(bucket)
+                self.applied[name].drop_bucket(bucket)
+        self.routing, self.shard, self.owned = routing, shard, owned
+        self._is_owned[:] = False
+        self._is_owned[owned] = True
+
+    def check_routing(self, request: CheckedRequest) -> None:
+        """Raise WrongEpochError unless epoch and buckets are this shard's."""
+        if request.routing_epoch != self.routing.epoch:
+            raise WrongEpochError(
+                f"message of routing epoch {request.routing_epoch} at shard {self.shard}, now at {self.routing.epoch}"
+            )
+        for call in request.calls:
+            if call.keyed is not None and not self._is_owned[call.keyed.buckets].all():
+                foreign = call.keyed.buckets[~self._is_owned[call.keyed.buckets]]
+                raise WrongEpochError(f"bucket {int(foreign[0])} is not owned by shard {self.shard}")
+
+    def records(self) -> Iterator[Record]:
+        """Every row of the owned buckets and what was applied to them, bucket by bucket."""
+        for name, table in self.tables.items():
+            layout = table.image_layout()
+            for bucket in self.owned.tolist():
+                entries = self.applied[name].entries(bucket)
+                for keys, images in table.read_images(bucket):
+                    yield Record(name, bucket, layout, keys, images, entries)
+                    entries = b""  # once a bucket
+                if entries:
+                    empty = np.empty((0, 0), np.uint8)
+                    yield Record(name, bucket, layout, np.empty(0, np.uint64), empty, entries)
+
+    def layouts(self) -> dict[str, str]:
+        """The row layout of each table, as text."""
+        return {name: table.image_layout() for name, table in self.tables.items()}
+
+    def expired_ids(self) -> dict[str, list[int]]:
+        """By table, the clients that are refused."""
+        return {name: applied.expired_ids() for name, applied in self.applied.items()}
+
+    def clear(self) -> None:
+        """Drop every row and all that was applied."""
+        for name, table in self.tables.items():
+            table.clear()
+            self.applied[name].clear()
+
+    def owns(self, bucket: int) -> bool:
+        return bool(self._is_owned[bucket])
+
+    def load(self, record: Record, *, now: float) -> int:
+        """Add a record's rows, if the bucket is owned. Returns how many."""
+        if not self._is_owned[record.bucket]:
+            return 0
+        if record.applied:
+            self.applied[record.table].load(record.bucket, record.applied, now=now)
+        if len(record.keys):
+            self.tables[record.table].write_images(record.keys, record.images)
+        return len(record.keys)

@@ -1,0 +1,103 @@
+"""Prometheus metrics of a shard: read from its counters when they are scraped, so that counting costs the work nothing.
+
+weir_queue_depth                     messages taken in and not done
+weir_waiting_for_ranks               messages of synchronous groups whose step is incomplete
+weir_seconds{kind}                   histogram, arrival to answer; kind: pull, apply (updates), other (aggregates ...)
+weir_rows{table}  weir_bytes{table}  rows, and memory with what is reserved
+weir_bucket_skew{table}              rows of the fullest owned bucket / mean rows of an owned bucket
+weir_updated_rows_total{outcome}     applied, created, nonfinite, dropped_above, dropped_below, skipped
+weir_refused_total{reason}           messages: error (answered with one), overloaded (queue full), malformed
+weir_routing_epoch                   0 before the first Assign
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from threading import Thread
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ps.errors import RequestError
+from ps.work import WorkThread
+
+_BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class Metrics:
+    """The registry of one shard. `observe` goes to the Shard, `watch` takes its thread of work, `serve` opens the endpoint."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.num_malformed = 0
+        self._seconds = Histogram(
+            "weir_seconds", "Seconds from arrival to answer", ["kind"], buckets=_BUCKETS, registry=self.registry
+        )
+        self._server: WSGIServer | None = None
+        self._thread: Thread | None = None
+
+    def observe(self, kind: str, seconds: float) -> None:
+        """Count an answer."""
+        self._seconds.labels(kind).observe(seconds)
+
+    def watch(self, work: WorkThread) -> None:
+        """Read this shard's counters at every scrape."""
+        self.registry.register(_ShardCollector(work, self))
+
+    def serve(self, host: str, port: int) -> int:
+        """Open the HTTP endpoint; 0 takes a free port. Returns the port. Raises RequestError for a port in use."""
+        try:
+            self._server, self._thread = start_http_server(port, host, self.registry)
+        except OSError as error:
+            raise RequestError(
+                f"metrics cannot listen on {host}:{port}: {error.strerror}; choose another port, or 0 for a free one"
+            ) from error
+        return int(self._server.server_port)
+
+    def close(self) -> None:
+        """Close the endpoint."""
+        if self._server is not None and self._thread is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join()
+
+
+class _ShardCollector(Collector):
+    def __init__(self, work: WorkThread, metrics: Metrics) -> None:
+        self._work = work
+        self._metrics = metrics
+
+    def describe(self) -> list[Metric]:
+        return []  # nothing is collected at registration, when the shard has no tables yet
+
+    def collect(self) -> Iterator[Metric]:
+        work, shard = self._work, self._work.shard
+        yield GaugeMetricFamily("weir_queue_depth", "Messages taken in and not done", work.queue_depth)
+        yield GaugeMetricFamily("weir_waiting_for_ranks", "Messages of incomplete steps", shard.num_waiting_for_ranks)
+        refused = CounterMetricFamily("weir_refused", "Messages refused", labels=["reason"])
+        refused.add_metric(["error"], shard.num_failed)
+        refused.add_metric(["overloaded"], work.num_overloaded)
+        refused.add_metric(["malformed"], self._metrics.num_malformed)
+        yield refused
+        holding = shard.holding
+        epoch = 0 if holding is None else holding.routing.epoch
+        yield GaugeMetricFamily("weir_routing_epoch", "Routing epoch", epoch)
+        if holding is None:
+            return
+        outcomes = CounterMetricFamily("weir_updated_rows", "Rows of updates", labels=["outcome"])
+        for field in dataclasses.fields(holding.counts):
+            outcomes.add_metric([field.name], getattr(holding.counts, field.name))
+        yield outcomes
+        rows = GaugeMetricFamily("weir_rows", "Rows", labels=["table"])
+        memory = GaugeMetricFamily("weir_bytes", "Bytes of memory", labels=["table"])
+        skew = GaugeMetricFamily("weir_bucket_skew", "Fullest bucket / mean bucket", labels=["table"])
+        for name, table in holding.tables.items():
+            per_bucket = table.rows_per_bucket[holding.owned]
+            rows.add_metric([name], int(per_bucket.sum()))
+            memory.add_metric([name], table.memory_bytes)
+            mean = per_bucket.mean() if len(per_bucket) else 0.0
+            skew.add_metric([name], float(per_bucket.max() / mean) if mean else 1.0)
+        yield from (rows, memory, skew)

@@ -1,0 +1,59 @@
+"""A shard process: `python -m ps.process [--host H] [--port P] [--metrics-port P]`.
+
+Prints one line of JSON when it listens, {"port", "address", "metrics_address", "pid"}, and runs until SIGTERM or Ctrl-C. With
+--stop-at-eof it ends as well when its standard input closes, so that it does not outlive whoever started it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+
+from ps.errors import WeirError
+from ps.server import ShardServer
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a shard. Returns the exit status: 0 ended by a signal, 2 a mistake in the request."""
+    parser = argparse.ArgumentParser(prog="python -m ps.process", description="A shard of a parameter server.")
+    parser.add_argument("--host", default="127.0.0.1", help="interface to listen on (default: loopback only)")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--metrics-port", type=int, default=0, help="of the Prometheus endpoint; 0 takes a free one")
+    parser.add_argument("--stop-at-eof", action="store_true", help="end when standard input closes")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    try:
+        server = ShardServer(host=options.host, port=options.port, metrics_port=options.metrics_port)
+    except WeirError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    if options.stop_at_eof:
+        threading.Thread(target=_watch_stdin, args=(ended,), daemon=True).start()
+    where = {
+        "port": server.port,
+        "address": server.address,
+        "metrics_address": server.metrics_address,
+        "pid": os.getpid(),
+    }
+    print(json.dumps(where), flush=True)
+    ended.wait()
+    server.stop()
+    return 0
+
+
+def _watch_stdin(ended: threading.Event) -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    ended.set()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

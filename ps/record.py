@@ -1,0 +1,159 @@
+"""After-images of rows as bytes: the one record of checkpoints, and of what will stream out of a shard. One writer,
+one reader.
+
+    record  := length crc header keys images crc
+    length  := u32                      bytes of header
+    crc     := u32                      zlib crc32 of header; of keys + images
+    header  := msgpack map              version 1, kind "rows", table, bucket, layout, count, image_bytes, applied
+    keys    := u64 [count]              in row order
+    images  := u8 [count, image_bytes]  encoded values and state, as Table.image_layout describes them
+    applied := (client u64, highest u64, bits u64)*    what the bucket has had (ps/applied.py); once a bucket, else
+    empty
+
+All numbers are little-endian. `layout` is a digest of Table.image_layout(): equal digests, interchangeable images. A
+frame without a body (start and end of a checkpoint file) is `length crc header` alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import msgpack
+import numpy as np
+
+from ps.errors import CheckpointError
+from ps.types import Images, Keys
+
+VERSION = 1
+_FRAME = struct.Struct("<II")
+_CRC = struct.Struct("<I")
+_MAX_HEADER_BYTES = 1 << 24  # a longer one can only be damage
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """Rows of one bucket of one table. layout: Table.image_layout() or its digest. applied: packed entries, or
+    empty.
+    """
+
+    table: str
+    bucket: int
+    layout: str
+    keys: Keys
+    images: Images
+    applied: bytes = b""
+
+
+def layout_digest(layout: str) -> str:
+    """16 hexadecimal digits that stand for a row layout."""
+    return hashlib.sha256(layout.encode()).hexdigest()[:16]
+
+
+def encode_frame(header: dict[str, Any]) -> bytes:
+    """A frame without a body."""
+    packed: bytes = msgpack.packb(header)
+    return _FRAME.pack(len(packed), zlib.crc32(packed)) + packed
+
+
+def encode_record(record: Record) -> bytes:
+    """A record whose `layout` is the text of Table.image_layout()."""
+    count = len(record.keys)
+    head = encode_frame(
+        {
+            "version": VERSION,
+            "kind": "rows",
+            "table": record.table,
+            "bucket": record.bucket,
+            "layout": layout_digest(record.layout),
+            "count": count,
+            "image_bytes": record.images.shape[1] if count else 0,
+            "applied": record.applied,
+        }
+    )
+    body = record.keys.astype("<u8", copy=False).tobytes() + np.ascontiguousarray(record.images).tobytes()
+    return b"".join((head, body, _CRC.pack(zlib.crc32(body))))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A header, and where it stands in its file."""
+
+    header: dict[str, Any]
+    offset: int
+
+
+class FrameReader:
+    """Reads frames one after another. Every error names file and byte, and says what to do."""
+
+    def __init__(self, file: BinaryIO, path: str, *, num_bytes: int) -> None:
+        self._file = file
+        self._path = path
+        self._num_bytes = num_bytes
+
+    def damaged(self, offset: int, what: str) -> CheckpointError:
+        return CheckpointError(f"{self._path} at byte {offset}: {what}; the file is damaged, use another checkpoint")
+
+    def read_frame(self) -> Frame:
+        """The next header. Raises CheckpointError."""
+        offset = self._file.tell()
+        length, crc = _FRAME.unpack(self._take(_FRAME.size, offset))
+        if length > _MAX_HEADER_BYTES:
+            raise self.damaged(offset, f"a header of {length} bytes")
+        packed = self._take(length, offset)
+        if zlib.crc32(packed) != crc:
+            raise self.damaged(offset, "the checksum of a header differs")
+        try:
+            header = msgpack.unpackb(packed)
+        except Exception as error:  # msgpack raises many classes
+            raise self.damaged(offset, f"a header cannot be read ({error})") from error
+        if not isinstance(header, dict) or not isinstance(header.get("version"), int):
+            raise self.damaged(offset, "a header is no map with a version")
+        if header["version"] > VERSION:
+            raise CheckpointError(
+                f"{self._path} at byte {offset}: format version {header['version']} is newer than {VERSION}; "
+                "read it with a newer weir-ps"
+            )
+        return Frame(header, offset)
+
+    def read_record(
+        self, frame: Frame, wanted: Callable[[str, int], bool] = lambda table, bucket: True
+    ) -> Record | None:
+        """The body of a "rows" frame, checked; or None, passed over unread, where wanted(table, bucket) is false."""
+        header, offset = frame.header, frame.offset
+        fields = {"table": str, "bucket": int, "layout": str, "count": int, "image_bytes": int, "applied": bytes}
+        for name, kind in fields.items():
+            if not isinstance(header.get(name), kind):
+                raise self.damaged(offset, f"a record without {name}")
+        count, image_bytes = header["count"], header["image_bytes"]
+        if header["bucket"] < 0 or count < 0 or image_bytes < 0 or len(header["applied"]) % 24:
+            raise self.damaged(offset, "a record with impossible lengths")
+        num_bytes = count * (8 + image_bytes)
+        if self._file.tell() + num_bytes + _CRC.size > self._num_bytes:
+            raise self._truncated(offset)
+        if not wanted(header["table"], header["bucket"]):
+            self._file.seek(num_bytes + _CRC.size, 1)
+            return None
+        body = self._take(num_bytes, offset)
+        (crc,) = _CRC.unpack(self._take(_CRC.size, offset))
+        if zlib.crc32(body) != crc:
+            raise self.damaged(offset, f"the checksum of {count} rows of table {header['table']!r} differs")
+        keys = np.frombuffer(body, "<u8", count)
+        images = np.frombuffer(body, np.uint8, offset=8 * count).reshape(count, image_bytes)
+        return Record(header["table"], header["bucket"], header["layout"], keys, images, header["applied"])
+
+    def _take(self, num_bytes: int, offset: int) -> bytes:
+        data = self._file.read(num_bytes) if self._file.tell() + num_bytes <= self._num_bytes else b""
+        if len(data) != num_bytes:
+            raise self._truncated(offset)
+        return data
+
+    def _truncated(self, offset: int) -> CheckpointError:
+        return CheckpointError(
+            f"{self._path} ends at byte {self._num_bytes}, inside what begins at byte {offset}; "
+            "the file is truncated, use another checkpoint"
+        )

@@ -1,0 +1,181 @@
+"""A message taken apart and checked, before it reaches the thread of work. Pure functions; they run on the receiving
+threads.
+
+Everything that can be told without the rows is told here, once: lengths, names, arguments, finite numbers. Below, it
+is trusted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+import ps.psfuncs  # noqa: F401  registers what every shard knows
+from ps.errors import RequestError
+from ps.keys import bucket_of
+from ps.psfunc import BucketNumbers, Psfunc, decode_args
+from ps.spec import ClusterSpec, TableSpec
+from ps.synchronous import MAX_WORLD, Place
+from ps.types import Buckets, Floats, Gradients, UniqueKeys
+from ps.wire import weir_pb2 as pb
+from ps.wire.arrays import ITEM_BYTES, decode_floats
+
+WIRE_VERSION = 1
+_MAX_SEQUENCE = 1 << 62
+
+
+@dataclass(frozen=True, eq=False)
+class Keyed:
+    """The keys of a call. key_buckets: int32 [n], ascending; buckets: the distinct ones."""
+
+    keys: UniqueKeys
+    key_buckets: Buckets
+    buckets: BucketNumbers
+
+    @classmethod
+    def of(cls, keys: UniqueKeys, num_buckets: int) -> Keyed:
+        """Raises RequestError when keys are not grouped by bucket in ascending order."""
+        key_buckets = bucket_of(keys, num_buckets)
+        steps = np.diff(key_buckets)
+        if len(steps) and int(steps.min()) < 0:
+            raise RequestError("keys are not grouped by bucket in ascending bucket order")
+        first = np.concatenate([[True], steps > 0]) if len(keys) else np.zeros(0, np.bool_)
+        return cls(keys, key_buckets, key_buckets[first].astype(np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedCall:
+    """One call. keyed: None for a table-wide one. learning_rates: float32 [num_segments]."""
+
+    table: str
+    psfunc: Psfunc
+    keyed: Keyed | None
+    payload: Gradients | None
+    dtype: int
+    learning_rates: Floats
+    drop_above: float
+    drop_below: float
+
+    @property
+    def is_update(self) -> bool:
+        return self.psfunc.kind == "update"
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedRequest:
+    """One message. place: its stand in a synchronous group, or None."""
+
+    routing_epoch: int
+    client: int
+    sequence: int
+    step: int
+    place: Place | None
+    calls: tuple[CheckedCall, ...]
+
+    @property
+    def is_update(self) -> bool:
+        return self.place is not None or any(call.is_update for call in self.calls)
+
+
+def check_request(message: pb.Request, spec: ClusterSpec) -> CheckedRequest:
+    """Raises RequestError naming the call and what is wrong with it."""
+    if message.wire_version != WIRE_VERSION:
+        raise RequestError(
+            f"wire version {message.wire_version} is unknown, this is {WIRE_VERSION}; use the same weir-ps at both ends"
+        )
+    if message.step < 0:
+        raise RequestError(f"step is {message.step}; it must not be negative")
+    place = _place(message) if message.HasField("group") else None
+    calls = []
+    for number, call in enumerate(message.calls):
+        try:
+            calls.append(_check_call(call, spec, grouped=place is not None))
+        except RequestError as error:
+            raise type(error)(f"call {number} ({call.psfunc!r} on table {call.table!r}): {error}") from error
+    request = CheckedRequest(message.routing_epoch, message.client, message.sequence, message.step, place, tuple(calls))
+    if request.is_update and not (message.client and 1 <= message.sequence < _MAX_SEQUENCE):
+        raise RequestError(
+            f"an update needs an identity: client is {message.client}, sequence {message.sequence}; both start at 1"
+        )
+    if place is not None:
+        _check_group_calls(calls)
+    return request
+
+
+def _place(message: pb.Request) -> Place:
+    group = message.group
+    if not 1 <= group.world <= MAX_WORLD or group.rank >= group.world:
+        raise RequestError(f"rank {group.rank} of world {group.world}: need 0 <= rank < world <= {MAX_WORLD}")
+    return Place(group.generation, message.step, group.rank, group.world)
+
+
+def _check_group_calls(calls: list[CheckedCall]) -> None:
+    names = [call.psfunc.name for call in calls]
+    pushed = [call.table for call in calls if call.psfunc.name == "push"]
+    if names != ["push"] * len(pushed) + ["sweep"] * (len(names) - len(pushed)) or len(set(pushed)) < len(pushed):
+        raise RequestError(
+            f"a group message holds at most one push a table, then sweeps; this one holds: {', '.join(names)}"
+        )
+
+
+def _check_call(call: pb.Call, spec: ClusterSpec, *, grouped: bool) -> CheckedCall:
+    table = spec.tables.get(call.table)
+    if table is None:
+        raise RequestError(f"no such table; there are: {', '.join(sorted(spec.tables))}")
+    psfunc = decode_args(call.psfunc, call.args)
+    psfunc.check(table)
+    if call.dtype not in ITEM_BYTES:
+        raise RequestError(f"dtype {call.dtype} is unknown; known are {', '.join(pb.Dtype.keys())}")
+    keyed = _keyed(call, psfunc, spec.num_buckets)
+    drops = (call.drop_above, call.drop_below)
+    if not all(np.isfinite(drop) and drop >= 0 for drop in drops):
+        raise RequestError(f"gradient thresholds {drops} must be finite and not negative")
+    if any(drops) and not grouped:
+        raise RequestError("gradient thresholds travel with group messages only; else the client applies them")
+    return CheckedCall(
+        call.table,
+        psfunc,
+        keyed,
+        _payload(call, psfunc, table, keyed),
+        call.dtype,
+        _learning_rates(call, psfunc, table),
+        *drops,
+    )
+
+
+def _keyed(call: pb.Call, psfunc: Psfunc, num_buckets: int) -> Keyed | None:
+    if len(call.keys) % 8:
+        raise RequestError(f"keys take {len(call.keys)} bytes, which is no whole number of uint64")
+    if psfunc.takes_keys == "never" and call.keys:
+        raise RequestError("it takes no keys")
+    if not call.keys and psfunc.takes_keys != "always":
+        return None
+    return Keyed.of(np.frombuffer(call.keys, "<u8"), num_buckets)
+
+
+def _payload(call: pb.Call, psfunc: Psfunc, table: TableSpec, keyed: Keyed | None) -> Gradients | None:
+    if not psfunc.takes_payload:
+        if call.payload:
+            raise RequestError("it takes no payload")
+        return None
+    width = psfunc.payload_width(table)
+    rows = decode_floats(call.payload, call.dtype, width)
+    num_keys = 0 if keyed is None else len(keyed.keys)
+    if len(rows) != num_keys:
+        raise RequestError(f"the payload has {len(rows)} rows of width {width} for {num_keys} keys")
+    return rows
+
+
+def _learning_rates(call: pb.Call, psfunc: Psfunc, table: TableSpec) -> Floats:
+    """The call's, or by default those of the segments' optimizers."""
+    if not psfunc.takes_learning_rates:
+        return np.empty(0, np.float32)
+    given = call.learning_rates or [segment.optimizer.learning_rate for segment in table.segments.values()]
+    rates: NDArray[np.float32] = np.array(given, np.float32)
+    if len(rates) != len(table.segments):
+        raise RequestError(f"{len(rates)} learning rates for {len(table.segments)} segments")
+    if not (np.isfinite(rates).all() and (rates >= 0).all()):
+        raise RequestError(f"learning rates {rates.tolist()} must be finite and not negative")
+    return rates
