@@ -28,7 +28,9 @@ _BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5
 
 
 class Metrics:
-    """The registry of one shard. `observe` goes to the Shard, `watch` takes its thread of work, `serve` opens the endpoint."""
+    """The registry of one shard. `observe` goes to the Shard, `watch` takes its thread of work, `serve` opens the
+    endpoint.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -1,6 +1,7 @@
 """A shard process: `python -m ps.process [--host H] [--port P] [--metrics-port P]`.
 
-Prints one line of JSON when it listens, {"port", "address", "metrics_address", "pid"}, and runs until SIGTERM or Ctrl-C. With
+Prints one line of JSON when it listens, {"port", "address", "metrics_address", "pid"}, and runs until SIGTERM or
+Ctrl-C. With
 --stop-at-eof it ends as well when its standard input closes, so that it does not outlive whoever started it.
 """
 

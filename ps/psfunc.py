@@ -73,8 +73,8 @@ class Task:
     """One call at one shard.
 
     keys: unique, grouped by bucket, or None for all existing rows of `buckets`. key_buckets: of each key. buckets:
-    those that the call covers here, ascending: of the keys, or of the whole table as far as this shard owns it. payload:
-    float32 [n, width], a row for each key, or None. learning_rates: float32 [num_segments], or empty.
+    those that the call covers here, ascending: of the keys, or of the whole table as far as this shard owns it.
+    payload: float32 [n, width], a row for each key, or None. learning_rates: float32 [num_segments], or empty.
     """
 
     table: Table

@@ -1,7 +1,8 @@
 """The gRPC shell of a shard: receives messages, hands them to the thread of work, carries errors over as statuses.
 
-A sync server with a pool of threads. Each message holds a thread until its answer is there, and so do those that wait for other
-ranks of their group: there are threads for a full queue, for a full group, and a few more, so that status always answers.
+A sync server with a pool of threads. Each message holds a thread until its answer is there, and so do those that wait
+for other ranks of their group: there are threads for a full queue, for a full group, and a few more, so that status
+always answers.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from ps.errors import METADATA_KEY, RequestError, WeirError, to_wire
 from ps.metrics import Metrics
 from ps.shard import Shard
 from ps.synchronous import MAX_WORLD
-from ps.transport import MAX_MESSAGE_BYTES
+from ps.wire import MAX_MESSAGE_BYTES, weir_pb2_grpc
 from ps.wire import weir_pb2 as pb
-from ps.wire import weir_pb2_grpc
 from ps.work import DEFAULT_CAPACITY, WorkThread
 
 _MAX_DETAILS = 4000  # characters; gRPC limits the size of metadata

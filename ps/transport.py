@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import grpc
 
 from ps.errors import UnavailableError, WeirError, from_wire, to_wire
+from ps.wire import MAX_MESSAGE_BYTES
 from ps.wire import weir_pb2 as pb
 
 Method: TypeAlias = Literal["Execute", "Assign", "Save", "Restore", "Status"]
@@ -24,7 +25,6 @@ REPLIES: Mapping[Method, Any] = {
     "Restore": pb.RestoreReply,
     "Status": pb.StatusReply,
 }
-MAX_MESSAGE_BYTES = 1 << 30
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
