@@ -22,9 +22,9 @@ if TYPE_CHECKING:
         WeirError,
         WrongEpochError,
     )
-    from ps.local import LocalCluster, connect, local
     from ps.lookup import Lookup
     from ps.options import CacheOptions, ClientOptions, GroupOptions, RetryOptions
+    from ps.placement import LocalCluster, connect, local
     from ps.psfunc import Answer, Counts, Psfunc, Task, register
     from ps.psfuncs import Aggregate, Delete, Fill, Map, Max, Min, Nnz, Nrm2, RowUpdate, Scale, Size, Sum
     from ps.rounds import Future
@@ -110,7 +110,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
         "WeirError",
         "WrongEpochError",
     ),
-    "ps.local": ("LocalCluster", "connect", "local"),
+    "ps.placement": ("LocalCluster", "connect", "local"),
     "ps.lookup": ("Lookup",),
     "ps.options": ("CacheOptions", "ClientOptions", "GroupOptions", "RetryOptions"),
     "ps.psfunc": ("Answer", "Counts", "Psfunc", "Task", "register"),

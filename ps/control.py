@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgpack
 import numpy as np
 from pydantic import ValidationError
 
@@ -64,6 +65,16 @@ def read_spec(status: pb.StatusReply, address: str) -> ClusterSpec:
         raise RequestError(
             f"the cluster at {address} has a spec that this version of weir-ps cannot read: {error}"
         ) from None
+
+
+def describe_status(status: pb.StatusReply) -> dict[str, Any]:
+    """A shard's own account, as plain values."""
+    return {
+        "tables": msgpack.unpackb(status.tables) if status.tables else {},
+        "queue_depth": status.queue_depth,
+        "uptime_seconds": status.uptime_seconds,
+        "metrics_address": status.metrics_address,
+    }
 
 
 class StatusDirectory:

@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import grpc
 
-from ps.errors import UnavailableError, WeirError, from_wire, to_wire
+from ps.errors import METADATA_KEY, UnavailableError, WeirError, from_wire, to_wire
+from ps.wire import MAX_MESSAGE_BYTES
 from ps.wire import MAX_MESSAGE_BYTES
 from ps.wire import weir_pb2 as pb
 
@@ -182,5 +183,5 @@ def _resolve(answer: Future[Any], done: Any, timeout_seconds: float) -> None:
     elif failure.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
         answer.set_exception(TimedOutError(f"no answer within {timeout_seconds:g} s"))
     else:
-        name = next((value for key, value in failure.trailing_metadata() or () if key == "weir-error"), None)
+        name = next((value for key, value in failure.trailing_metadata() or () if key == METADATA_KEY), None)
         answer.set_exception(from_wire(failure.code().name, failure.details() or "", name))

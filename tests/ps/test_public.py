@@ -6,11 +6,12 @@ import sys
 import pytest
 
 import ps
+import ps.placement
 
 
 def test_every_public_name_is_there_and_no_other():
     for name in ps.__all__:
-        assert getattr(ps, name).__name__ == name or callable(getattr(ps, name))
+        assert callable(getattr(ps, name))
     assert set(ps._PLACE_OF) == set(ps.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Tabel'"):
         ps.Tabel  # noqa: B018

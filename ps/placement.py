@@ -112,10 +112,9 @@ class LocalCluster:
             else:
                 self._hosts = {f"in-process:{shard}": WorkThread(Shard()) for shard in range(shards)}
                 self.addresses = tuple(self._hosts)
-            self._routing = Routing.initial(spec.num_buckets, self.addresses)
             transport = self._transport()
             try:
-                control.assign(transport, spec, self._routing)
+                control.assign(transport, spec, Routing.initial(spec.num_buckets, self.addresses))
             finally:
                 transport.close()
         except BaseException:
@@ -148,7 +147,8 @@ class LocalCluster:
         transport = self._transport()
         directory = control.StatusDirectory(self.name, transport, self.addresses)
         on_close = self.close if owns_cluster else None
-        return Client(self.spec, transport, directory, self._routing, options, cluster=self.name, on_close=on_close)
+        routing = directory.routing()
+        return Client(self.spec, transport, directory, routing, options, cluster=self.name, on_close=on_close)
 
 
 def local(

@@ -1,0 +1,379 @@
+"""The Ray shell: shard processes and the coordinator as detached actors. Ray places, restarts and names; rows go over gRPC.
+
+    names        namespace "weir-NAME": actors "coordinator", "shard-0", "shard-1", ...
+    placement    SPREAD over the nodes that offer the custom resource `ps` (one unit a shard); PACK where none does
+    restarts     Ray starts a dead shard anew, on any port. It comes back empty: clients get RowsLostError until `restore`
+
+Ray must be initialised by the caller (`open_ray`). Calls block; none longer than its stated seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from ps import control
+from ps.client import Client
+from ps.coordinator import Coordinator, Lease
+from ps.errors import RequestError, UnavailableError, WeirError, from_wire, to_wire
+from ps.options import ClientOptions
+from ps.psfunc import load_modules
+from ps.routing import Routing
+from ps.server import ShardServer
+from ps.spec import ClusterSpec
+from ps.transport import GrpcTransport
+from ps.wire import weir_pb2 as pb
+
+T = TypeVar("T")
+RENEW_SECONDS = 2.0
+CALL_SECONDS = 10.0  # one call to the coordinator
+START_SECONDS = 120.0
+STOP_SECONDS = 20.0
+# Each shard has one thread of work, so one thread is what any library inside it may have.
+_ENVIRONMENT = {"env_vars": {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}}
+
+
+class CoordinatorActor:
+    """Holds a Coordinator. Outcomes are ("ok", value) or (code, message, class name), as errors travel on the wire."""
+
+    def __init__(self, name: str, spec_json: str, num_shards: int) -> None:
+        self._spec_json = spec_json
+        spec = ClusterSpec.model_validate_json(spec_json)
+        self._coordinator = Coordinator(name, num_shards=num_shards, num_buckets=spec.num_buckets)
+        self._group: PlacementGroup | None = None
+
+    def renew(self, shard: int, address: str, incarnation: int, routing: bytes, pid: int, node: str) -> None:
+        held = Routing.from_message(pb.Routing.FromString(routing)) if routing else None
+        self._coordinator.renew(Lease(shard, address, incarnation, held, pid, node, time.monotonic()))
+
+    def routing(self) -> Any:
+        return _outcome(lambda: self._coordinator.routing().to_message().SerializeToString())
+
+    def propose(self) -> Any:
+        return _outcome(lambda: self._coordinator.propose().to_message().SerializeToString())
+
+    def commit(self, epoch: int) -> Any:
+        return _outcome(lambda: self._coordinator.commit(epoch))
+
+    def ready(self) -> bool:
+        return self._coordinator.ready()
+
+    def spec(self) -> str:
+        return self._spec_json
+
+    def keep(self, group: PlacementGroup) -> None:
+        """Remember the cluster's placement group, for whoever stops the cluster."""
+        self._group = group
+
+    def group(self) -> PlacementGroup | None:
+        return self._group
+
+    def describe(self) -> dict[str, Any]:
+        """Epoch, lost and silent shards, and each shard's lease."""
+        coordinator, now = self._coordinator, time.monotonic()
+        return {
+            "epoch": coordinator.epoch,
+            "lost": coordinator.lost(),
+            "silent": coordinator.silent(now),
+            "shards": [
+                {
+                    "shard": lease.shard,
+                    "address": lease.address,
+                    "pid": lease.pid,
+                    "node": lease.node,
+                    "seconds_since_renewal": now - lease.renewed_at,
+                }
+                for _, lease in sorted(coordinator.leases.items())
+            ],
+        }
+
+
+class ShardActor:
+    """A shard's gRPC server in a process of its own, and the thread that renews its lease."""
+
+    def __init__(self, name: str, shard: int) -> None:
+        self._name = name
+        self._shard = shard
+        self._incarnation = secrets.randbits(63)
+        self._node = ray.util.get_node_ip_address()
+        self._server = ShardServer(host=self._node, port=0)
+        self._renewing = threading.Thread(target=self._renew_forever, name="weir-lease", daemon=True)
+        self._renewing.start()
+
+    def address(self) -> str:
+        """Once it is up."""
+        return self._server.address
+
+    def _renew_forever(self) -> None:
+        coordinator = None
+        while True:
+            status = self._server.work.status()
+            routing = status.routing.SerializeToString() if status.cluster_spec else b""
+            try:
+                coordinator = coordinator or find_coordinator(self._name)
+                ray.get(
+                    coordinator.renew.remote(
+                        *(self._shard, self._server.address, self._incarnation, routing, os.getpid(), self._node)
+                    ),
+                    timeout=CALL_SECONDS,
+                )
+            except (WeirError, RayError):
+                coordinator = None  # restarting, or not there yet: shards go on without it
+            time.sleep(RENEW_SECONDS)
+
+
+class RayDirectory:
+    """Asks the coordinator where the shards are."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._coordinator: Any = None
+
+    def routing(self) -> Routing:
+        return self._routing("routing")
+
+    def propose(self) -> Routing:
+        return self._routing("propose")
+
+    def commit(self, routing: Routing) -> None:
+        self.ask("commit", routing.epoch)
+
+    def ask(self, method: str, *args: Any) -> Any:
+        """The outcome of a call to the coordinator. Raises UnavailableError when it does not answer."""
+        try:
+            if self._coordinator is None:
+                self._coordinator = find_coordinator(self.name)
+            outcome = ray.get(getattr(self._coordinator, method).remote(*args), timeout=CALL_SECONDS)
+        except (RayActorError, GetTimeoutError) as error:
+            self._coordinator = None
+            raise UnavailableError(
+                f"the coordinator of cluster {self.name!r} does not answer ({type(error).__name__}); shards go on without it"
+            ) from error
+        if isinstance(outcome, tuple) and outcome[0] != "ok":
+            raise from_wire(*outcome)
+        return outcome[1] if isinstance(outcome, tuple) else outcome
+
+    def _routing(self, method: str) -> Routing:
+        return Routing.from_message(pb.Routing.FromString(self.ask(method)))
+
+
+def open_ray(address: str | None = None, *, num_cpus: int | None = None, connect_seconds: float = 5.0) -> None:
+    """Join the Ray cluster at `address` ("host:port", or "auto" for this machine's), or start a small one here where it is None.
+
+    Raises UnavailableError with one line when nobody listens there. Does nothing when Ray is initialised.
+    """
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
+        return
+    place = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
+    if place != "auto":
+        _check_listening(place, connect_seconds)
+    try:
+        ray.init(address=place, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UnavailableError(
+            f"no Ray cluster at {place!r}: {reason}; start one with `ray start --head`, or leave the address out"
+        ) from error
+
+
+def _check_listening(place: str, connect_seconds: float) -> None:
+    host, _, port = place.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise RequestError(f"Ray address {place!r} is not host:port")
+    try:
+        socket.create_connection((host, int(port)), connect_seconds).close()
+    except OSError as error:
+        raise UnavailableError(
+            f"no Ray cluster at {place}: {error.strerror or error}; start one with `ray start --head --port {port}`"
+        ) from error
+
+
+def namespace(name: str) -> str:
+    return f"weir-{name}"
+
+
+def find_coordinator(name: str) -> Any:
+    """The coordinator's handle. Raises UnavailableError when there is no such cluster."""
+    try:
+        return ray.get_actor("coordinator", namespace=namespace(name))
+    except ValueError:
+        raise UnavailableError(f"no cluster {name!r} runs in this Ray; `weir up CONFIG` starts one") from None
+
+
+def start_cluster(
+    spec: ClusterSpec,
+    shards: int,
+    name: str,
+    *,
+    cpus_per_shard: float = 0.5,
+    start_seconds: float = START_SECONDS,
+) -> RayDirectory:
+    """Start shards and coordinator, and wait until they are ready. They outlive this process; `stop_cluster` ends them.
+
+    Raises RequestError when the name is taken or the nodes cannot hold the shards, UnavailableError when they are not up in time.
+    """
+    if not 1 <= shards <= spec.num_buckets:
+        raise RequestError(f"{shards} shards for {spec.num_buckets} buckets; need 1 to {spec.num_buckets} shards")
+    if _exists(name):
+        raise RequestError(f"cluster {name!r} runs already; attach to it, or end it with `weir down`")
+    deadline = time.monotonic() + start_seconds
+    bundle, strategy = _bundle(shards, cpus_per_shard)
+    group = placement_group([bundle] * shards, strategy=strategy, name=namespace(name), lifetime="detached")
+    coordinator = None
+    try:
+        if not group.wait(timeout_seconds=min(30.0, start_seconds)):
+            raise RequestError(
+                f"cluster {name!r}: no room for {shards} shards of {bundle} each; free now: {_free()}. "
+                "Take fewer shards or smaller `cpus_per_shard`, or end what runs"
+            )
+        coordinator = (
+            ray.remote(CoordinatorActor)
+            .options(
+                name="coordinator",
+                namespace=namespace(name),
+                lifetime="detached",
+                num_cpus=0,
+                max_restarts=-1,
+                runtime_env=_ENVIRONMENT,
+            )
+            .remote(name, spec.model_dump_json(), shards)
+        )
+        ray.get(coordinator.keep.remote(group), timeout=start_seconds)
+        actors = [
+            ray.remote(ShardActor)
+            .options(
+                name=f"shard-{shard}",
+                namespace=namespace(name),
+                lifetime="detached",
+                num_cpus=cpus_per_shard,
+                resources={key: value for key, value in bundle.items() if key != "CPU"},
+                max_restarts=-1,
+                runtime_env=_ENVIRONMENT,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=shard),
+            )
+            .remote(name, shard)
+            for shard in range(shards)
+        ]
+        ray.get([actor.address.remote() for actor in actors], timeout=max(0.1, deadline - time.monotonic()))
+        _wait_until(lambda: bool(ray.get(coordinator.ready.remote(), timeout=CALL_SECONDS)), deadline, name)
+        directory = RayDirectory(name)
+        routing = directory.propose()
+        transport = GrpcTransport()
+        try:
+            control.assign(transport, spec, routing)
+        finally:
+            transport.close()
+        directory.commit(routing)
+    except (RayActorError, GetTimeoutError) as error:
+        _remove(name, group, shards)
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise UnavailableError(f"cluster {name!r} was not up within {start_seconds:g} s: {reason}") from error
+    except BaseException:
+        _remove(name, group, shards)
+        raise
+    return directory
+
+
+def connect_cluster(name: str, options: ClientOptions | None = None) -> Client:
+    """A client of a running cluster; any process in Ray may have one. Raises UnavailableError when there is none."""
+    directory = RayDirectory(name)
+    spec = ClusterSpec.model_validate_json(directory.ask("spec"))
+    load_modules(spec.psfunc_modules)
+    return Client(spec, GrpcTransport(), directory, directory.routing(), options, cluster=name)
+
+
+def stop_cluster(name: str) -> None:
+    """End all actors of a cluster, and their rows with them. Raises UnavailableError when there is none."""
+    directory = RayDirectory(name)
+    shards = len(directory.ask("describe")["shards"])
+    _remove(name, directory.ask("group"), shards)
+
+
+def cluster_status(name: str) -> dict[str, Any]:
+    """name, epoch, lost, silent, and for each shard its place, and what it says of itself: tables, queue_depth, uptime_seconds."""
+    report: dict[str, Any] = {"name": name, **RayDirectory(name).ask("describe")}
+    transport = GrpcTransport()
+    try:
+        answers = control.statuses(transport, [shard["address"] for shard in report["shards"]])
+    finally:
+        transport.close()
+    for shard, status in zip(report["shards"], answers, strict=True):
+        shard["state"] = _state(shard["shard"], report, status)
+        if status is not None:
+            shard |= control.describe_status(status)
+    return report
+
+
+def _state(shard: int, report: dict[str, Any], status: pb.StatusReply | None) -> str:
+    if status is None:
+        return "silent"
+    return "lost its rows" if shard in report["lost"] else "serving"
+
+
+def _outcome(function: Callable[[], T]) -> tuple[Any, ...]:
+    try:
+        return ("ok", function())
+    except WeirError as error:
+        return to_wire(error)
+
+
+def _exists(name: str) -> bool:
+    try:
+        find_coordinator(name)
+    except UnavailableError:
+        return False
+    return True
+
+
+def _bundle(shards: int, cpus_per_shard: float) -> tuple[dict[str, float], str]:
+    """What one shard asks for, and how shards are laid out."""
+    offered = float(ray.cluster_resources().get("ps", 0))
+    if offered == 0:
+        return {"CPU": cpus_per_shard}, "PACK"
+    if offered < shards:
+        raise RequestError(
+            f"{shards} shards need {shards} units of the resource `ps`, the nodes offer {offered:g}; "
+            "take fewer shards, or raise `ps` in cluster.yaml"
+        )
+    return {"CPU": cpus_per_shard, "ps": 1.0}, "SPREAD"
+
+
+def _free() -> str:
+    free = ray.available_resources()
+    return ", ".join(f"{key} {free.get(key, 0):g}" for key in ("CPU", "ps") if key in free or key == "CPU")
+
+
+def _wait_until(condition: Callable[[], bool], deadline: float, name: str) -> None:
+    while not condition():
+        if time.monotonic() > deadline:
+            raise UnavailableError(f"cluster {name!r}: not all shards reported in time; look at `ray logs`")
+        time.sleep(0.05)
+
+
+def _remove(name: str, group: PlacementGroup | None, shards: int) -> None:
+    """Kill the cluster's actors and wait until their names are free."""
+    names = [f"shard-{shard}" for shard in range(shards)] + ["coordinator"]
+    for actor in names:
+        try:
+            ray.kill(ray.get_actor(actor, namespace=namespace(name)), no_restart=True)
+        except ValueError:
+            continue  # it never started
+    if group is not None:
+        remove_placement_group(group)
+    deadline = time.monotonic() + STOP_SECONDS
+    while _exists(name) and time.monotonic() < deadline:
+        time.sleep(0.05)
