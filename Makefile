@@ -1,0 +1,51 @@
+# What a newcomer types. Each target makes .venv first where it is missing or older than the pins.
+# Override on the command line: PYTHON=python3.12, PYTEST_FLAGS="-x tests/ps", PIP_FLAGS="--index-url ...".
+
+PYTHON       ?= python3
+PIP_FLAGS    ?=
+PYTEST_FLAGS ?= --durations=10
+BIN          := .venv/bin
+BENCHMARKS   := $(sort $(wildcard benchmarks/*.py))
+
+.PHONY: demo test test-slow check format bench proto clean
+
+demo: .venv/.installed  ## train DeepFM on a generated click log through two Ray shards
+	$(BIN)/weir train configs/demo.yaml
+
+test: .venv/.installed
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-slow: .venv/.installed  ## what the default run leaves out, too
+	$(BIN)/python -m pytest -m "slow or not slow" $(PYTEST_FLAGS)
+
+check: .venv/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/.installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/.bench  ## every claim, at most three minutes each
+	set -e; for script in $(BENCHMARKS); do echo "$$script"; $(BIN)/python "$$script" --quick; done
+
+# The plugin writes imports for a flat folder; the generated code lives in a package.
+proto: .venv/.installed
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=ps/wire --pyi_out=ps/wire --grpc_python_out=ps/wire proto/weir.proto
+	sed -i.orig 's/^import weir_pb2 as/from ps.wire import weir_pb2 as/' ps/wire/weir_pb2_grpc.py
+	rm ps/wire/weir_pb2_grpc.py.orig
+
+clean:  ## caches and builds; .venv stays
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	find ps workers tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# -e: sources stay here. constraints.txt pins everything; where torch comes from is pip's own configuration.
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	touch $@
+
+.venv/.bench: .venv/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -c constraints.txt -e '.[bench]'
+	touch $@

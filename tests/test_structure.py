@@ -1,0 +1,186 @@
+"""The shape of the project: who may import whom, what stays in which room, what every file has.
+
+docs/architecture.md says why. A rule lists all that break it.
+"""
+
+import ast
+import graphlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Rooms from the bottom up. A module imports from its own room and from levels below; rooms side by side do not know
+# each other. A name stands for the module and for all below it; the longest one that fits counts.
+LEVELS = [
+    {"words": ["ps.types", "ps.errors", "ps.spec", "ps.wire.weir_pb2", "ps.wire.weir_pb2_grpc"]},
+    {"kernels": ["ps.storage.kernels"]},
+    {"keys": ["ps.keys", "ps.routing", "ps.thresholds", "ps.wire"]},
+    {"storage": ["ps.storage"]},
+    {"psfuncs": ["ps.psfunc", "ps.psfuncs", "ps.record", "ps.checkpoint", "ps.options"]},
+    {"shard": ["ps.applied", "ps.execution", "ps.holding", "ps.request", "ps.schedule", "ps.shard", "ps.synchronous"]},
+    {"server": ["ps.metrics", "ps.process", "ps.server", "ps.work"]},
+    {"transport": ["ps.transport"]},
+    {
+        "client": [
+            "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.messages", "ps.pusher", "ps.rounds",
+            "ps.tally", "ps.unsettled",
+        ]
+    },
+    {"shells": ["ps", "ps.actor", "ps.coordinator", "ps.placement"]},
+    {"config": ["workers.config", "workers.metrics"]},
+    {"samples": ["workers.samples"], "models": ["workers.models"]},
+    {"training": ["workers.training"]},
+    {"command line": ["workers", "workers.cli", "workers.inspect"]},
+]  # fmt: skip
+
+STRANGERS = [("client", "shard"), ("client", "server")]  # they meet on the wire only
+
+# Library: the only modules that may import it.
+LIBRARIES = {
+    "numba": ["ps.storage.kernels"],
+    "llvmlite": ["ps.storage.kernels"],
+    "grpc": ["ps.server", "ps.transport", "ps.wire"],
+    "ray": ["ps.actor", "ps.coordinator", "workers.training.group"],
+    "torch": ["workers.models", "workers.training"],
+}
+
+NEVER_IMPORTED = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}  # they run code from files
+NEVER_CALLED = {"torch.load", "torch.save"}  # pickle by another name
+NEVER_NAMED = {"base", "common", "core", "helper", "helpers", "manager", "misc", "tools", "util", "utils"}
+MAX_LINES = 400
+
+TARGETS = {"demo", "test", "test-slow", "check", "bench", "proto"}
+
+
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {
+    module_name(path): path
+    for package in ("ps", "workers")
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if "__pycache__" not in path.parts
+}
+WRITTEN = {name: path for name, path in FILES.items() if "_pb2" not in name}  # not generated
+TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
+
+
+def imports_of(name, nodes):
+    """Dotted names of the modules that these nodes import; own packages as modules, not as names inside them."""
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} line {node.lineno}: a relative import; write the full name"
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {full if full in FILES else node.module for full in inside}
+    return found - {name}
+
+
+IMPORTS = {name: imports_of(name, ast.walk(tree)) for name, tree in TREES.items()}
+
+
+def within(name, module):
+    return name == module or name.startswith(module + ".")
+
+
+def place_of(name):
+    """(level, room) of a module."""
+    places = [
+        (len(module), level, room)
+        for level, rooms in enumerate(LEVELS)
+        for room, modules in rooms.items()
+        for module in modules
+        # A package's own name stands for its __init__ alone where its modules are listed one by one.
+        if name == module or (within(name, module) and module not in {"ps", "workers"})
+    ]
+    assert places, f"{name} has no room: give it one in docs/architecture.md and in LEVELS here"
+    return max(places)[1:]
+
+
+def test_imports_run_one_way():
+    wrong = []
+    for name in FILES:
+        level, room = place_of(name)
+        for imported in sorted(IMPORTS[name] & set(FILES)):
+            other_level, other_room = place_of(imported)
+            if (other_level >= level and other_room != room) or (room, other_room) in STRANGERS:
+                wrong.append(f"{name} ({room}) imports {imported} ({other_room})")
+    assert not wrong
+
+
+def test_ps_knows_nothing_of_workers():
+    assert not [name for name in FILES if within(name, "ps") and any(within(i, "workers") for i in IMPORTS[name])]
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    order = graphlib.TopologicalSorter({name: imports_of(name, tree.body) & set(FILES) for name, tree in TREES.items()})
+    assert len(list(order.static_order())) == len(FILES)  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_libraries_stay_in_their_rooms(library):
+    users = {name for name in FILES if any(within(imported, library) for imported in IMPORTS[name])}
+    strays = {name for name in users if not any(within(name, room) for room in LIBRARIES[library])}
+    assert not strays, f"{library} is imported by {sorted(strays)}; only {LIBRARIES[library]} may"
+
+
+def test_nothing_is_pickled():
+    importers = [name for name in FILES if {i.partition(".")[0] for i in IMPORTS[name]} & NEVER_IMPORTED]
+    callers = [
+        f"{name} line {node.lineno}"
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and (ast.unparse(node.func) in NEVER_CALLED or "allow_pickle" in {keyword.arg for keyword in node.keywords})
+    ]
+    assert importers + callers == []
+
+
+def test_files_are_named_for_an_idea():
+    assert not [name for name in FILES if set(name.split(".")) & NEVER_NAMED]
+
+
+def test_every_file_says_what_it_is():
+    assert not [name for name in WRITTEN if TREES[name].body and not ast.get_docstring(TREES[name])]
+
+
+def test_files_stay_short():
+    lengths = {name: len(path.read_text().splitlines()) for name, path in WRITTEN.items()}
+    assert not {name: length for name, length in lengths.items() if length > MAX_LINES}, "look for the second idea"
+
+
+def test_ps_alone_is_light():
+    """`weir-ps` without extras: ps loads where torch, ray and pyarrow are not installed."""
+    check = "import ps, sys; print(*sorted({'torch', 'ray', 'pyarrow', 'workers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True, capture_output=True).stdout == b"\n"
+
+
+def test_the_wire_contract_and_the_generated_code_agree():
+    generated = (ROOT / "ps/wire/weir_pb2.pyi").read_text()
+    contract = (ROOT / "proto/weir.proto").read_text()
+    messages = set(re.findall(r"^message (\w+)", contract, re.MULTILINE))
+    assert messages == set(re.findall(r"^class (\w+)\(_message", generated, re.MULTILINE)), "run `make proto`"
+    fields = set(re.findall(r"^ +(?:repeated )?[\w.]+ (\w+) = \d+;", contract, re.MULTILINE))
+    assert fields <= set(re.findall(r"(\w+)_FIELD_NUMBER", generated.lower().replace("_field_number", "_FIELD_NUMBER")))
+
+
+def test_make_has_what_the_readme_says():
+    rules = re.findall(r"^([a-z][a-z -]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = {target for rule in rules for target in rule.split()}
+    assert targets >= TARGETS
+    named = set(re.findall(r"`?make ([a-z-]+)", (ROOT / "README.md").read_text()))
+    assert named <= targets, f"README names {sorted(named - targets)}, which the Makefile does not have"
+    assert {"demo", "test"} <= named
+
+
+def test_torch_is_pinned_once():
+    assert re.search(r"^torch==[\d.]+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert not re.search(r"torch==", (ROOT / "pyproject.toml").read_text())
