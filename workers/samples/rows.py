@@ -48,11 +48,11 @@ def _take_bags(bags: Bags, rows: NDArray[np.int64]) -> Bags:
     width = len(bags.fields)
     if bags.offsets is None:
         return Bags(bags.keys.reshape(-1, width).take(rows, axis=0).ravel(), bags.fields, None, bags.mean)
-    lengths = np.diff(bags.offsets).reshape(-1, width).take(rows, axis=0).ravel()
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
+    borders = bags.offsets.take(rows[:, None] * width + np.arange(width + 1))
+    offsets = np.zeros(len(rows) * width + 1, np.int64)
+    np.cumsum(np.diff(borders, axis=1).ravel(), out=offsets[1:])
     # All bags of a sample lie together: one range of keys a sample.
-    shift = bags.offsets[rows * width] - offsets[:-1:width]
+    shift = borders[:, 0] - offsets[:-1:width]
     sources = np.repeat(shift, np.diff(offsets[::width])) + np.arange(offsets[-1])
     return Bags(bags.keys.take(sources), bags.fields, offsets, bags.mean)
 
