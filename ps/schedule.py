@@ -35,21 +35,25 @@ class Schedule:
     def __init__(self, clock: Callable[[], float], slice_seconds: float) -> None:
         self._clock = clock
         self._slice_seconds = slice_seconds
-        self._reads: deque[Job] = deque()
-        self._others: deque[Job] = deque()
-        self._suspended: deque[Job] = deque()
+        self._new_reads: deque[Job] = deque()
+        self._new_others: deque[Job] = deque()  # updates, and those that want to be alone
+        self._suspended: deque[Job] = deque()  # at most one: an update, or a job that is alone
+        self._suspended_reads: deque[Job] = deque()
+        self._num_alone = 0  # new ones
         self._arrived = 0
-        self._continue_next = False
+        self._turn = 0
 
     @property
     def num_jobs(self) -> int:
-        return len(self._reads) + len(self._others) + len(self._suspended)
+        queues = (self._new_reads, self._new_others, self._suspended, self._suspended_reads)
+        return sum(map(len, queues))
 
     def add(self, job: Job) -> None:
         """Take a job in, behind all others."""
         self._arrived += 1
         job.number = self._arrived
-        (self._reads if job.mode == "read" else self._others).append(job)
+        self._num_alone += job.mode == "alone"
+        (self._new_reads if job.mode == "read" else self._new_others).append(job)
 
     def run_slice(self) -> bool:
         """Run one job for a slice, or to its end. False when there is no job."""
@@ -67,32 +71,31 @@ class Schedule:
                 job.finished(None, error)
                 return True
             if self._clock() - started >= self._slice_seconds:
-                self._suspended.append(job)
+                (self._suspended_reads if job.mode == "read" else self._suspended).append(job)
                 return True
 
     def _next(self) -> Job | None:
-        """In turns: the next suspended job, the next new one that may start."""
-        queue = self._startable()
-        if queue is None or (self._continue_next and self._suspended):
-            self._continue_next = False
-            return self._suspended.popleft() if self._suspended else None
-        self._continue_next = True
-        return queue.popleft()
+        """In turns, so that none starves: a new job, the suspended update, a suspended read."""
+        for _ in range(3):
+            queue = (self._startable(), self._suspended, self._suspended_reads)[self._turn]
+            self._turn = (self._turn + 1) % 3
+            if queue:
+                job = queue.popleft()
+                self._num_alone -= queue is self._new_others and job.mode == "alone"
+                return job
+        return None
 
     def _startable(self) -> deque[Job] | None:
         """The queue whose first job may start now."""
-        modes = {job.mode for job in self._suspended}
-        if "alone" in modes:
+        read, other = (queue[0] if queue else None for queue in (self._new_reads, self._new_others))
+        running = self._suspended[0].mode if self._suspended else None
+        if running == "alone":
             return None
-        first = min(
-            (queue for queue in (self._reads, self._others) if queue), key=lambda queue: queue[0].number, default=None
-        )
-        if first is None or first[0].mode == "read":
-            return first
-        if first[0].mode == "alone":
-            return None if modes else first
-        if "update" not in modes:
-            return first
-        # A read overtakes updates that wait for a suspended one, but not a job that wants to be alone.
-        blocked = any(job.mode == "alone" for job in self._others)
-        return self._reads if self._reads and not blocked else None
+        if other is not None and (read is None or other.number < read.number):
+            if other.mode == "alone":
+                return None if running or self._suspended_reads else self._new_others
+            if running is None:
+                return self._new_others
+            if self._num_alone:
+                return None  # a read behind a job that waits to be alone does not slip past it
+        return self._new_reads

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from ps import checkpoint
@@ -37,7 +37,6 @@ MAX_IDLE_SECONDS = 7 * 86_400.0
 _EXPIRE_EVERY_SECONDS = 60.0
 _log = logging.getLogger("weir.shard")
 
-Identity: TypeAlias = tuple[int, int, int]  # client, sequence, routing epoch
 Sink: TypeAlias = Callable[[bytes], bool]  # takes a piece of a file; False: full, offer it again later
 Observer: TypeAlias = Callable[[str, float], None]  # kind "pull", "apply" or "other", seconds from arrival to answer
 
@@ -69,7 +68,7 @@ class Shard:
         self._schedule = Schedule(clock, slice_seconds)
         self._groups: Groups[_Waiting] = Groups()
         self._group_steps: deque[tuple[int, int]] = deque(maxlen=64)  # (generation, step) applied last
-        self._running: dict[Identity, list[Future[pb.Reply]]] = {}
+        self._running: dict[Place, _Waiting] = {}  # messages of group steps that are being applied
         self._max_clients, self._max_idle_seconds = max_clients, max_idle_seconds
         self._expired_at = clock()
 
@@ -93,10 +92,8 @@ class Shard:
         """Take a message in. `answer` gets the reply, or an error of ps/errors.py."""
         try:
             holding = self._placed()
-            identity = (request.client, request.sequence, request.routing_epoch)
-            if request.is_update and identity in self._running:
-                self._running[identity].append(answer)  # sent again while it runs: both get the one answer
-            elif request.place is None or self._was_applied(holding, request, request.place):
+            # A message sent again while the first runs needs no care: updates do not overlap, so it finds all applied.
+            if request.place is None or self._was_applied(holding, request, request.place):
                 self._run_alone(holding, request, answer)
             else:
                 self._wait_for_ranks(holding, request, request.place, answer)
@@ -104,18 +101,13 @@ class Shard:
             self._fail([answer], error)
 
     def _run_alone(self, holding: Holding, request: CheckedRequest, answer: Future[pb.Reply]) -> None:
-        arrived, answers = self._clock(), [answer]
-        identity = (request.client, request.sequence, request.routing_epoch)
-        if request.is_update:
-            self._running[identity] = answers
+        arrived = self._clock()
         names = {call.psfunc.name for call in request.calls}
         kind = "apply" if request.is_update else "pull" if names == {"pull"} else "other"
 
         def finished(reply: Any, error: Exception | None) -> None:
-            if request.is_update:
-                del self._running[identity]
             self._observe(kind, self._clock() - arrived)
-            self._answer(answers, reply, error)
+            self._answer([answer], reply, error)
 
         self._add("update" if request.is_update else "read", execute(holding, request, now=arrived), finished)
 
@@ -131,9 +123,9 @@ class Shard:
         self, holding: Holding, request: CheckedRequest, place: Place, answer: Future[pb.Reply]
     ) -> None:
         holding.check_routing(request)
-        present = self._groups.waiting(place)
+        present = self._groups.waiting(place) or self._running.get(place)
         if present is not None and present.request.client == request.client:
-            present.answers.append(answer)
+            present.answers.append(answer)  # sent again: both get the one answer
             return
         arrival = self._groups.add(place, _Waiting(request, [answer]))
         for waiting, error in arrival.dropped:
@@ -143,12 +135,12 @@ class Shard:
 
     def _run_group(self, holding: Holding, place: Place, ranks: list[_Waiting]) -> None:
         arrived, requests = self._clock(), [rank.request for rank in ranks]
-        identities = [(request.client, request.sequence, request.routing_epoch) for request in requests]
-        self._running.update({identity: rank.answers for identity, rank in zip(identities, ranks, strict=True)})
+        places = [replace(place, rank=number) for number in range(place.world)]
+        self._running.update(zip(places, ranks, strict=True))
 
         def finished(replies: Any, error: Exception | None) -> None:
-            for identity in identities:
-                self._running.pop(identity, None)
+            for each in places:
+                del self._running[each]
             if error is None:
                 self._group_steps.append((place.generation, place.step))
             self._observe("apply", self._clock() - arrived)
