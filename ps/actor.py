@@ -101,12 +101,12 @@ class CoordinatorActor:
 class ShardActor:
     """A shard's gRPC server in a process of its own, and the thread that renews its lease."""
 
-    def __init__(self, name: str, shard: int) -> None:
+    def __init__(self, name: str, shard: int, on_loopback: bool = False) -> None:
         self._name = name
         self._shard = shard
         self._incarnation = secrets.randbits(63)
         self._node = ray.util.get_node_ip_address()
-        self._server = ShardServer(host=self._node, port=0)
+        self._server = ShardServer(host="127.0.0.1" if on_loopback else self._node, port=0)
         self._renewing = threading.Thread(target=self._renew_forever, name="weir-lease", daemon=True)
         self._renewing.start()
 
@@ -190,6 +190,11 @@ def open_ray(address: str | None = None, *, num_cpus: int | None = None, connect
         ) from error
 
 
+def close_ray() -> None:
+    """Leave Ray; ends it where `open_ray` started it."""
+    ray.shutdown()
+
+
 def _check_listening(place: str, connect_seconds: float) -> None:
     host, _, port = place.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
@@ -220,15 +225,18 @@ def start_cluster(
     name: str,
     *,
     cpus_per_shard: float = 0.5,
+    on_loopback: bool = False,
     start_seconds: float = START_SECONDS,
 ) -> RayDirectory:
     """Start shards and coordinator, and wait until they are ready. They outlive this process; `stop_cluster` ends them.
+
+    on_loopback: listen on 127.0.0.1 only, for a Ray of one machine; else on the node's own address.
 
     Raises RequestError when the name is taken or the nodes cannot hold the shards, UnavailableError when they are not up in time.
     """
     if not 1 <= shards <= spec.num_buckets:
         raise RequestError(f"{shards} shards for {spec.num_buckets} buckets; need 1 to {spec.num_buckets} shards")
-    if _exists(name):
+    if cluster_exists(name):
         raise RequestError(f"cluster {name!r} runs already; attach to it, or end it with `weir down`")
     deadline = time.monotonic() + start_seconds
     bundle, strategy = _bundle(shards, cpus_per_shard)
@@ -265,7 +273,7 @@ def start_cluster(
                 runtime_env=_ENVIRONMENT,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=shard),
             )
-            .remote(name, shard)
+            .remote(name, shard, on_loopback)
             for shard in range(shards)
         ]
         ray.get([actor.address.remote() for actor in actors], timeout=max(0.1, deadline - time.monotonic()))
@@ -331,7 +339,8 @@ def _outcome(function: Callable[[], T]) -> tuple[Any, ...]:
         return to_wire(error)
 
 
-def _exists(name: str) -> bool:
+def cluster_exists(name: str) -> bool:
+    """Whether a cluster of that name runs in this Ray."""
     try:
         find_coordinator(name)
     except UnavailableError:
@@ -375,5 +384,5 @@ def _remove(name: str, group: PlacementGroup | None, shards: int) -> None:
     if group is not None:
         remove_placement_group(group)
     deadline = time.monotonic() + STOP_SECONDS
-    while _exists(name) and time.monotonic() < deadline:
+    while cluster_exists(name) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ps import control
 from ps.cache import HotCache
 from ps.checkpoint import write_manifest
-from ps.errors import RequestError
+from ps.errors import RequestError, UnavailableError
 from ps.lookup import Lookup, check_payload, check_psfunc, check_rows, learning_rates, prepare, table_spec
 from ps.messages import READ, Execute, Identity, Pull
 from ps.options import ClientOptions
@@ -246,6 +246,14 @@ class Client:
     def stats(self) -> dict[str, float]:
         """Counts since the client was made: rounds, bytes on the wire, retries, the cache, rows that were not applied."""
         return self._tally.read()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Each shard's own account: tables with rows and bytes, queue_depth, uptime_seconds. Raises UnavailableError."""
+        found = control.statuses(self._connection.transport, self.routing.addresses)
+        for shard, (address, status) in enumerate(zip(self.routing.addresses, found, strict=True)):
+            if status is None:
+                raise UnavailableError(f"shard {shard} at {address} does not answer; `weir status` shows the cluster")
+        return [control.describe_status(status) for status in found if status is not None]
 
     def close(self) -> None:
         """Flush, raise what failed, and give back connections and whatever this client started."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ps.options import ClientOptions
+from ps.options import ClientOptions
 from ps.spec import ClusterSpec, TableSpec
 from workers.config.data import Data
 from workers.config.errors import nearest
@@ -21,13 +22,14 @@ class Workers(Section):
     """count: processes that compute; cpus: what each asks of Ray."""
 
     count: int = Field(default=1, ge=1)
-    cpus: float = Field(default=1.0, gt=0)
+    cpus: float = Field(default=0.5, gt=0)
 
 
 class Cluster(Section):
     """num_buckets never changes after creation; default: 256, or what gives every shard 64.
 
-    placement: shards in this process, in local processes, or Ray actors. client: options of ps.client.
+    placement: shards in this process, in local processes, or Ray actors. ray_address: host:port of a running Ray; default:
+    $RAY_ADDRESS, or the one that runs on this machine, or a small one for the job alone. client: options of ps.client.
     """
 
     shards: int = Field(default=1, ge=1)
@@ -35,6 +37,7 @@ class Cluster(Section):
     num_buckets: int | None = None
     cpus_per_shard: float = Field(default=0.5, gt=0)
     workers: Workers = Workers()
+    ray_address: str | None = None
     client: ClientOptions = Field(default_factory=lambda: ClientOptions.model_validate({}))
 
     @field_validator("client")

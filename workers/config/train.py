@@ -10,7 +10,7 @@ from workers.config.errors import nearest
 from workers.config.section import Section
 
 # Whether more of the metric is better.
-METRICS = {"auc": "max", "gauc": "max", "logloss": "min", "rmse": "min"}
+METRICS = {"auc": "max", "gauc": "max", "logloss": "min", "mse": "min"}
 
 
 def _metric(value: str) -> str:
@@ -26,7 +26,7 @@ class EarlyStopping(Section):
     """End after `patience` evaluations on valid, one after another, none of which is better than the best by
     `min_delta`.
 
-    metric: auc, gauc, logloss or rmse; with several tasks `auc` is their mean and `auc.income` that of the label
+    metric: auc, gauc, logloss or mse; with several tasks `auc` is their mean and `auc.income` that of the label
     `income`. The best weights and rows are kept.
     """
 
@@ -54,13 +54,16 @@ class Train(Section):
 
     optimizer, learning_rate, weight_decay (L2 in the gradient): of the tower, torch.optim.Adam; rows have their own,
     in `tables`. clip_norm: the greatest norm of the tower's gradients. evaluate_every_steps: default is once an
-    epoch, at its end.
+    epoch, at its end. max_steps: end after so many steps, wherever in an epoch. sync_batch_norm: with several workers,
+    batch norm over the global batch.
     """
 
     epochs: int = Field(default=1, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
     optimizer: Literal["adam"] = "adam"
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
+    sync_batch_norm: bool = True
     clip_norm: float | None = Field(default=None, gt=0)
     early_stopping: EarlyStopping | None = None
     plateau: Plateau | None = None

@@ -21,7 +21,8 @@ from workers.models.model import Model
 from workers.models.registry import build_model, parse_params
 from workers.models.sync_batch_norm import convert_batch_norm
 from workers.samples.batch import Batch
-from workers.samples.dataset import Dataset, open_splits
+from workers.samples.dataset import Dataset
+from workers.samples.open import open_splits
 from workers.samples.schema import Schema
 from workers.training.cluster import open_cluster
 from workers.training.evaluation import Predictions
@@ -44,7 +45,7 @@ def train(config: Config, *, local: bool = False) -> dict[str, Any]:
 
             result = train_in_group(config, cluster, run, checkpoint)
         else:
-            with cluster.client(config.client_options()) as client:
+            with cluster.connect(config.cluster.client) as client:
                 result = work(config, client, run, checkpoint, World())
     run.finish(result)
     return result
@@ -54,10 +55,10 @@ def evaluate(config: Config, checkpoint: Path, *, local: bool = False) -> dict[s
     """Metrics of a checkpoint on the test split."""
     schema = Schema(config)
     check(config, schema)
-    splits = open_splits(config, schema)
+    splits = open_splits(config)
     if "test" not in splits:
         raise RequestError("data.test is missing: evaluate needs the test split")
-    with open_cluster(config, local=local) as cluster, cluster.client(config.client_options()) as client:
+    with open_cluster(config, local=local) as cluster, cluster.connect(config.cluster.client) as client:
         run = Run(checkpoint.parent)
         with Reporter(run.directory, quiet=True) as reporter:
             trainer = _trainer(config, schema, splits, client, run, reporter, World())
@@ -69,7 +70,7 @@ def evaluate(config: Config, checkpoint: Path, *, local: bool = False) -> dict[s
 def work(config: Config, client: Client, run: Run, checkpoint: Path | None, world: World) -> dict[str, Any]:
     """What each worker does: train, then evaluate its share of the test split. The result is the same at every worker."""
     schema = Schema(config)
-    splits = open_splits(config, schema)
+    splits = open_splits(config)
     with Reporter(run.directory, quiet=not world.is_first) as reporter:
         trainer = _trainer(config, schema, splits, client, run, reporter, world)
         if checkpoint:
@@ -103,11 +104,11 @@ def _trainer(
     torch.set_num_threads(config.train.threads or len(os.sched_getaffinity(0)))
     torch.manual_seed(config.seed)
     model: torch.nn.Module = _model(config, schema)
-    tower = config.train.tower
+    options = config.train
     if world.size > 1:
-        model = DistributedDataParallel(convert_batch_norm(model) if tower.sync_batch_norm else model)
+        model = DistributedDataParallel(convert_batch_norm(model) if options.sync_batch_norm else model)
     optimizer = torch.optim.Adam(
-        model.parameters(), lr=tower.learning_rate, weight_decay=tower.weight_decay, fused=True
+        model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
     )
     kinds = [label.type for label in config.labels.values()]
 
@@ -118,7 +119,7 @@ def _trainer(
     return Trainer(
         config=config,
         client=client,
-        scorer=Scorer(model, config.tables, schema.field_names),
+        scorer=Scorer(model, config.tables, tuple(config.slots())),
         optimizer=optimizer,
         loss=loss,
         metrics=lambda predictions: _metrics(predictions, config),
@@ -141,11 +142,11 @@ def _model(config: Config, schema: Schema) -> Model:
                 )
     return build_model(
         config.model,
-        num_fields=len(schema.field_names),
+        num_fields=len(config.slots()),
         segment_dims=dims,
-        num_dense=len(schema.dense_names),
+        num_dense=len(schema.dense),
         num_tasks=len(config.labels),
-        field_names=schema.field_names,
+        field_names=tuple(config.slots()),
     )
 
 
@@ -196,15 +197,16 @@ def _result(trainer: Trainer) -> dict[str, Any]:
     if trainer.schedule is not None and config.train.early_stopping is not None:
         result[f"valid_{config.train.early_stopping.metric}"] = trainer.schedule.best
     stats = trainer.client.stats()
-    status = trainer.client.status()
+    tables = [table for shard in trainer.client.describe() for table in shard["tables"].values()]
+    rows, num_bytes = sum(table["rows"] for table in tables), sum(table["memory_bytes"] for table in tables)
     return {
         **result,
         "epochs": position.epoch,
         "steps": position.step,
         "samples": position.samples,
         "samples_per_second": position.samples / max(trainer.training_seconds, 1e-9),
-        "rows": status["rows"],
-        "bytes_per_row": status["bytes_per_row"],
+        "rows": rows,
+        "bytes_per_row": num_bytes / max(rows, 1),
         "cache_hit_rate": stats["cache_hit_rate"],
         "dropped_gradients": stats["dropped_above"] + stats["dropped_below"],
         "checkpoint": str(checkpoint),

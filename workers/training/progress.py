@@ -77,7 +77,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """One line to the person."""
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def _append(self, name: str, row: Mapping[str, float]) -> None:
         path = self._directory / name

@@ -12,7 +12,7 @@ class Schedule:
 
     An evaluation that does not improve the best by more than `min_delta` is a stall. After `patience` stalls in a row training
     ends. After every `drop_patience` stalls in a row the learning rates of rows and tower are multiplied by `drop_factor`, at
-    most `max_drops` times; training also ends where one more drop would be due. drop_factor 1: never dropped.
+    most `max_drops` times (None: any number); where one more would be due training ends too. drop_factor 1: never dropped.
     """
 
     maximize: bool
@@ -20,7 +20,7 @@ class Schedule:
     min_delta: float = 1e-6
     drop_factor: float = 1.0
     drop_patience: int = 1
-    max_drops: int = 0
+    max_drops: int | None = None
     best: float | None = None
     best_step: int | None = None
     stalls: int = 0

@@ -169,7 +169,7 @@ class Trainer:
                 return
         self.client.flush()
         self.training_seconds += time.monotonic() - started
-        if not options.evaluate_every_steps and (position.epoch + 1) % options.evaluate_every_epochs == 0:
+        if not options.evaluate_every_steps:
             self._evaluate_valid()
 
     def _feeds(self, batches: Iterator[Batch], *, training: bool) -> Iterator[Feed]:
@@ -197,7 +197,7 @@ class Trainer:
                 if self.world.is_first:
                     keep_newest(self.run.best, 1)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.config.train.tower.learning_rate * self.learning_rate_scale
+                group["lr"] = self.config.train.learning_rate * self.learning_rate_scale
         self.reporter.evaluation(step, self.position.epoch, self.latest_loss, metrics, is_best)
 
     @property

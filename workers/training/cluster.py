@@ -1,0 +1,151 @@
+"""The shards that a job trains against: its own, or a long-lived cluster that `weir up` started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ps.client import Client
+from ps.errors import RequestError, UnavailableError
+from ps.options import ClientOptions
+from ps.placement import LocalCluster
+from workers.config import Config
+
+
+class OpenCluster(Protocol):
+    """Running shards. name: that of the Ray cluster; is_attached: it was there before and stays."""
+
+    name: str
+    is_attached: bool
+
+    def connect(self, options: ClientOptions | None = None) -> Client:
+        """A new client, to be closed before the cluster."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Local:
+    cluster: LocalCluster
+    name: str
+    is_attached: bool = False
+
+    def connect(self, options: ClientOptions | None = None) -> Client:
+        return self.cluster.connect(options)
+
+
+@dataclass(frozen=True)
+class _OnRay:
+    name: str
+    is_attached: bool
+
+    def connect(self, options: ClientOptions | None = None) -> Client:
+        return connect(self.name, options)
+
+
+@contextmanager
+def open_cluster(config: Config, *, local: bool = False) -> Iterator[OpenCluster]:
+    """The job's shards: in this process with `local`, else as `cluster.placement` says.
+
+    On Ray it attaches to the recipe's running cluster, or starts one that ends with the job. Raises RequestError for a running
+    cluster of other tables.
+    """
+    placement = "inprocess" if local else config.cluster.placement
+    if config.cluster.workers.count > 1 and placement != "ray":
+        raise RequestError(
+            f"cluster.workers.count: found {config.cluster.workers.count}; several workers need Ray: "
+            "set cluster.placement to ray and leave --local out, or set workers.count to 1"
+        )
+    if placement != "ray":
+        where = "process" if placement == "process" else "in-process"
+        with LocalCluster(
+            config.cluster_spec(), shards=config.cluster.shards, placement=where, name=config.name
+        ) as cluster:
+            yield _Local(cluster, config.name)
+        return
+    from ps import actor
+
+    started_ray = _open_ray(config)
+    try:
+        if actor.cluster_exists(config.name):
+            with connect(config.name) as client:
+                if client.spec != config.cluster_spec():
+                    raise RequestError(
+                        f"cluster {config.name!r} runs with other tables, buckets or seed than the recipe; "
+                        "`weir down` ends it, or give the recipe another name"
+                    )
+            yield _OnRay(config.name, is_attached=True)
+        else:
+            _start(config, on_loopback=started_ray)
+            try:
+                yield _OnRay(config.name, is_attached=False)
+            finally:
+                actor.stop_cluster(config.name)
+    finally:
+        if started_ray:
+            actor.close_ray()
+
+
+def connect(name: str, options: ClientOptions | None = None) -> Client:
+    """A client of the cluster `name` in the Ray that this process is part of."""
+    from ps import actor
+
+    return actor.connect_cluster(name, options)
+
+
+def up(config: Config) -> dict[str, Any]:
+    """Start the recipe's long-lived cluster in a running Ray."""
+    from ps import actor
+
+    actor.open_ray(config.cluster.ray_address or "auto")
+    _start(config, on_loopback=False)
+    return actor.cluster_status(config.name)
+
+
+def down(config: Config) -> dict[str, Any]:
+    """End the recipe's long-lived cluster."""
+    from ps import actor
+
+    actor.open_ray(config.cluster.ray_address or "auto")
+    actor.stop_cluster(config.name)
+    return {"name": config.name, "stopped": True}
+
+
+def status(config: Config) -> dict[str, Any]:
+    """What the coordinator and the shards of the recipe's cluster say of themselves."""
+    from ps import actor
+
+    actor.open_ray(config.cluster.ray_address or "auto")
+    return actor.cluster_status(config.name)
+
+
+def _start(config: Config, *, on_loopback: bool) -> None:
+    from ps import actor
+
+    actor.start_cluster(
+        config.cluster_spec(),
+        config.cluster.shards,
+        config.name,
+        cpus_per_shard=config.cluster.cpus_per_shard,
+        on_loopback=on_loopback,
+    )
+
+
+def _open_ray(config: Config) -> bool:
+    """Join the Ray cluster that is named, or that runs on this machine; else start a small one. True if it was started."""
+    from ps import actor
+
+    address = config.cluster.ray_address or os.environ.get("RAY_ADDRESS")
+    if address:
+        actor.open_ray(address)
+        return False
+    try:
+        actor.open_ray("auto")
+    except UnavailableError:
+        cluster = config.cluster
+        needed = cluster.shards * cluster.cpus_per_shard + cluster.workers.count * cluster.workers.cpus
+        actor.open_ray(None, num_cpus=max(len(os.sched_getaffinity(0)), int(-(-needed // 1))))
+        return True
+    return False
