@@ -179,7 +179,7 @@ def _run_call(holding: Holding, plan: _Planned, step: int) -> Running:
     )
     try:
         outcome = call.psfunc.apply(task)
-        answer = outcome if isinstance(outcome, Answer) else (yield from outcome)
+        answer: Any = (yield from outcome) if isinstance(outcome, Generator) else outcome
     except WeirError:
         raise
     except Exception as error:
@@ -200,7 +200,7 @@ def _where(psfunc: Psfunc, error: Exception) -> str:
     frame = (own or list(frames))[-1]
     return (
         f"psfunc {psfunc.name!r} failed at {frame.filename}:{frame.lineno} in {frame.name}: "
-        f"{type(error).__name__}: {error}; the table is as it was"
+        f"{type(error).__name__}: {error}; at this shard the table is as it was"
     )
 
 

@@ -82,8 +82,8 @@ class Aggregate(Psfunc):
         pairs: list[tuple[int, Partial]] = []
         for answer in answers:
             buckets = np.frombuffer(answer.values["buckets"], "<i4")
-            partials = np.frombuffer(answer.values["partials"], "<f8").reshape(len(buckets), -1)
-            pairs += zip(buckets.tolist(), partials, strict=True)
+            partials = np.frombuffer(answer.values["partials"], "<f8")
+            pairs += zip(buckets.tolist(), np.split(partials, max(1, len(buckets))), strict=False)
         total = self.start()
         for _, partial in sorted(pairs, key=lambda pair: pair[0]):
             total = self.combine(total, partial)

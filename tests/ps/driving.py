@@ -1,4 +1,4 @@
-"""Drives shards in tests: specs, messages as bytes would carry them, and a clock that makes every slice one step long."""
+"""Drives shards in tests: specs, messages as the wire carries them, a clock that makes every slice one step long."""
 
 import itertools
 from concurrent.futures import Future
