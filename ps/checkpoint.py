@@ -18,19 +18,25 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgpack
+import numpy as np
 from pydantic import ValidationError
 
 from ps.errors import CheckpointError
+from ps.keys import bucket_of, slot_of
 from ps.record import VERSION, FrameReader, Record, encode_frame
 from ps.spec import ClusterSpec
+from ps.storage.table import Table
+from ps.types import Floats
 
 MAGIC = b"WEIRROWS"
 MANIFEST = "MANIFEST.json"
@@ -86,7 +92,8 @@ def write_part(directory: str | Path, shard: int, num_shards: int, pieces: Itera
         temporary.rename(folder / name)
         _sync_folder(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise CheckpointError(
             f"shard {shard} cannot write {temporary}: {error.strerror}; free space or choose another folder"
         ) from error
@@ -210,6 +217,78 @@ def _records(file: Any, reader: FrameReader, wanted: Callable[[str, int], bool])
         rows[table] = rows.get(table, 0) + frame.header["count"]
         if record is not None:
             yield record
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a verified checkpoint holds, by table. slots: rows of each slot. num_clients: whose updates are
+    remembered.
+    """
+
+    manifest: Manifest
+    num_bytes: int
+    rows: Mapping[str, int]
+    slots: Mapping[str, Mapping[int, int]]
+    num_clients: Mapping[str, int]
+
+
+def verify(directory: str | Path) -> Summary:
+    """Read every byte of a checkpoint. Raises CheckpointError naming file and byte."""
+    manifest = read_manifest(directory)
+    rows = dict.fromkeys(manifest.spec.tables, 0)
+    slots: dict[str, Counter[int]] = {name: Counter() for name in manifest.spec.tables}
+    clients: dict[str, set[int]] = {name: set() for name in manifest.spec.tables}
+    for part in manifest.parts:
+        with open_part(manifest.directory / part["file"]) as opened:
+            for record in opened.records:
+                numbers, counts = np.unique(slot_of(record.keys), return_counts=True)
+                slots[record.table].update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
+                rows[record.table] += len(record.keys)
+                clients[record.table].update(struct.unpack_from("<Q", record.applied, at)[0] for at in _entries(record))
+    if rows != manifest.rows:
+        raise CheckpointError(
+            f"{directory} holds rows {rows}, its manifest says {manifest.rows}; use another checkpoint"
+        )
+    num_bytes = sum(part["bytes"] for part in manifest.parts)
+    return Summary(manifest, num_bytes, rows, slots, {name: len(known) for name, known in clients.items()})
+
+
+def _entries(record: Record) -> range:
+    return range(0, len(record.applied), 24)
+
+
+@dataclass(frozen=True)
+class FoundRow:
+    """One row of a checkpoint. shard: which one wrote it. values: float32 [dim] of each segment. image: with its
+    state.
+    """
+
+    bucket: int
+    shard: int
+    values: Mapping[str, Floats]
+    image: bytes
+
+
+def find_row(directory: str | Path, table: str, key: int) -> FoundRow | None:
+    """The row of a key, or None. Reads the records of the key's bucket only. Raises CheckpointError."""
+    manifest = read_manifest(directory)
+    spec = manifest.spec
+    if table not in spec.tables:
+        raise CheckpointError(f"{directory} has no table {table!r}; it has: {', '.join(spec.tables)}")
+    keys = np.array([key], np.uint64)
+    bucket = int(bucket_of(keys, spec.num_buckets)[0])
+    for part in manifest.parts:
+        with open_part(manifest.directory / part["file"], lambda *place: place == (table, bucket)) as opened:
+            for record in opened.records:
+                places = np.flatnonzero(record.keys == keys[0])
+                if len(places):
+                    image = record.images[places]
+                    holder = Table(table, spec.tables[table], seed=spec.seed, num_buckets=spec.num_buckets)
+                    holder.write_images(keys, image)
+                    row = holder.pull(keys)[0]
+                    values = {name: row[columns] for name, columns in spec.tables[table].columns().items()}
+                    return FoundRow(bucket, part["shard"], values, image.tobytes())
+    return None
 
 
 def _check_complete(manifest: Manifest) -> None:
