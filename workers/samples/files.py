@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from workers.config.errors import nearest
 from workers.samples.errors import DataError, missing, node
 
 
@@ -35,11 +35,9 @@ def check_columns(path: Path, present: Sequence[str], places: Mapping[str, str])
     """Raises DataError unless all columns are there, once. places: where the configuration names each needed column."""
     for column, place in places.items():
         if column not in present:
-            others = ", ".join(present[:50]) + (", ..." if len(present) > 50 else "")
-            raise DataError(
-                f"{path}: no column '{column}' (from {place}){nearest(column, present)} Columns of the file: {others}"
-                if len(present) > 0
-                else f"{path}: no columns"
-            )
+            close = difflib.get_close_matches(column, present, n=1)
+            hint = f"did you mean '{close[0]}'? The" if close else "the"
+            has = ", ".join(present[:50]) + (", ..." if len(present) > 50 else "")
+            raise DataError(f"{path}: no column '{column}' (from {place}); {hint} file has: {has}")
         if list(present).count(column) > 1:
             raise DataError(f"{path}: the column '{column}' (from {place}) comes more than once")

@@ -92,7 +92,7 @@ def test_cluster_spec(path: Path) -> None:
 def test_frozen(path: Path) -> None:
     config = load_config(path)
     with pytest.raises(ValueError, match="frozen"):
-        config.name = "other"  # type: ignore[misc]
+        config.name = "other"
 
 
 def test_overrides_are_yaml(path: Path) -> None:
