@@ -58,7 +58,9 @@ class Client:
         self.spec = spec
         self.options = options or ClientOptions()
         self._tally = Tally()
-        self._connection = Connection(cluster, transport, directory, routing, self.options.retry, self._tally)
+        self._connection = Connection(
+            cluster, transport, directory, routing=routing, retry=self.options.retry, tally=self._tally
+        )
         self._unsettled = Unsettled(self._connection)
         self._caches: dict[str, HotCache] = {}
         self._cache_lock = threading.Lock()

@@ -1,8 +1,8 @@
 """Clusters on this machine: shards in this process, or processes of their own on the loopback. And `connect`, to any cluster.
 
-    with ps.local({"user": ps.TableSpec(...)}) as client: ...            one client, its own shards
-    with LocalCluster(spec, shards=2, placement="process") as cluster:   several clients
-        client = cluster.connect(ClientOptions(...))
+with ps.local({"user": ps.TableSpec(...)}) as client: ...            one client, its own shards
+with LocalCluster(spec, shards=2, placement="process") as cluster:   several clients
+    client = cluster.connect(ClientOptions(...))
 """
 
 from __future__ import annotations
@@ -81,9 +81,10 @@ class ShardProcess:
         readable, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
         line = self.process.stdout.readline() if readable else ""
         if not line:
-            code = self.process.poll()
+            state = f"said nothing for {START_SECONDS:g} s"
+            if readable:
+                state = f"ended with status {self.process.wait(STOP_SECONDS)}"
             self.stop()
-            state = f"ended with status {code}" if readable else f"said nothing for {START_SECONDS:g} s"
             raise UnavailableError(f"a shard process {state}; its output is above (command: {' '.join(self._command)})")
         where: dict[str, Any] = json.loads(line)
         return where

@@ -76,7 +76,9 @@ class Pusher:
                 self._held_step, self._held_rates = step, self._held_rates | dict(rates)
                 lookup, gradients, subsets = self._hold_back(lookup, gradients, subsets)
         sweeping = [table for table in gradients if sweeps(self._spec.tables[table])]
-        return self._send(lookup, gradients, subsets, step, rates, sweeping, refused, result)
+        return self._send(
+            lookup, gradients, subsets, step=step, rates=rates, sweeping=sweeping, refused=refused, result=result
+        )
 
     def release(self) -> None:
         """Push what is held back."""
@@ -85,7 +87,8 @@ class Pusher:
         if held:
             lookup = Lookup({t: keys for t, (keys, _, _) in held.items()}, {}, {t: s for t, (_, s, _) in held.items()})
             rows = {table: gradients for table, (_, _, gradients) in held.items()}
-            self._send(lookup, rows, {}, self._held_step, self._held_rates, [], {}, dict)
+            step, rates = self._held_step, self._held_rates
+            self._send(lookup, rows, {}, step=step, rates=rates, sweeping=[], refused={}, result=dict)
 
     def forget(self) -> None:
         """Drop what is held back."""
@@ -128,6 +131,7 @@ class Pusher:
         lookup: Lookup,
         gradients: Mapping[str, Gradients],
         subsets: Subsets,
+        *,
         step: int,
         rates: Mapping[str, list[float]],
         sweeping: list[str],

@@ -15,7 +15,7 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -122,6 +122,7 @@ class Connection:
         cluster: str,
         transport: Transport,
         directory: Directory,
+        *,
         routing: Routing,
         retry: RetryOptions,
         tally: Tally,
@@ -170,18 +171,13 @@ class Round:
 
     def start(self) -> futures.Future[None]:
         routing = self._connection.routing
-        self._send_all(self._work.split(routing), routing)
-        return self._outcome
-
-    def _send_all(self, parts: Sequence[Part], routing: Routing) -> None:
-        with self._lock:
-            if self._outcome.done():
-                return
-            self._open.update(parts)
-            if not self._open:
-                self._outcome.set_result(None)
+        parts = self._work.split(routing)
+        self._open.update(parts)
+        if not parts:
+            self._outcome.set_result(None)
         for part in parts:
             self._send(part, routing)
+        return self._outcome
 
     def _send(self, part: Part, routing: Routing) -> None:
         part.epoch, part.tries = routing.epoch, part.tries + 1
@@ -239,14 +235,17 @@ class Round:
             with self._lock:
                 if part not in self._open:
                     return
-                self._open.discard(part)
                 parts = self._work.split_again(part, routing)
                 if parts is None:
                     self._open.clear()
                     parts = self._work.split(routing)
                 for each in parts:
                     each.tries, each.failing_since = part.tries, part.failing_since
-            self._send_all(parts, routing)
+                # In one step: between them the round would look finished to an answer that arrives.
+                self._open.discard(part)
+                self._open.update(parts)
+            for each in parts:
+                self._send(each, routing)
         except Exception as failure:  # runs on its own thread: the waiter must hear of it
             self._fail(failure)
 

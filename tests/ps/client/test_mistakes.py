@@ -19,7 +19,10 @@ ONES = np.ones((3, 4), np.float32)
         (lambda c: c.pull("user", KEYS.reshape(1, 3)), r"are uint64 \[1, 3\]; they must be uint64 \[n\]"),
         (lambda c: c.push("user", KEYS, ONES[:2], step=1), r"are float32 \[2, 4\]; they must be float32 \[3, 4\]"),
         (lambda c: c.push("user", KEYS, ONES[:, :3], step=1), r"are float32 \[3, 3\]; they must be float32 \[3, 4\]"),
-        (lambda c: c.push("user", KEYS, ONES.astype(np.float64), step=1), r"are float64 \[3, 4\]; they must be float32"),
+        (
+            lambda c: c.push("user", KEYS, ONES.astype(np.float64), step=1),
+            r"are float64 \[3, 4\]; they must be float32",
+        ),
         (
             lambda c: c.push("user", KEYS, ONES, step=1, learning_rate={"linera": 1.0}),
             "table 'user' has no segment 'linera'; did you mean 'linear'",
@@ -50,7 +53,9 @@ def test_gradients_that_are_not_finite_stop_by_default(client):
     keys = fresh_keys(3)
     bad = ONES.copy()
     bad[1, 2] = np.inf
-    with pytest.raises(ps.NonFiniteError, match=rf"step 9: the gradient of key {keys[1]} of table 'user' is not finite"):
+    with pytest.raises(
+        ps.NonFiniteError, match=rf"step 9: the gradient of key {keys[1]} of table 'user' is not finite"
+    ):
         client.push("user", keys, bad, step=9)
     assert client.get("user", ps.Size(), keys) == 0
 
