@@ -6,6 +6,7 @@ pushed, `prepare` does that work once. Which pulls see which pushes: docs/client
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -218,6 +219,7 @@ class Client:
         Own pushes are settled first. Where several clients push, all settle, and none pushes, while one of them saves.
         """
         self.flush()
+        directory = os.path.abspath(directory)  # shard processes have working folders of their own
         requests = [pb.SaveRequest(directory=directory)] * self.routing.num_shards
         patience = self.options.retry.control_seconds
         transport = self._connection.transport
@@ -236,7 +238,7 @@ class Client:
         connection = self._connection
         routing = connection.directory.propose()
         control.assign(connection.transport, self.spec, routing)
-        requests = [pb.RestoreRequest(directory=directory)] * routing.num_shards
+        requests = [pb.RestoreRequest(directory=os.path.abspath(directory))] * routing.num_shards
         patience = self.options.retry.control_seconds
         replies = control.call_all(connection.transport, routing.addresses, "Restore", requests, patience)
         connection.directory.commit(routing)

@@ -92,7 +92,7 @@ class WorkThread:
         """Write a file of all rows under `directory`, on the caller's thread. Raises CheckpointError when that
         fails.
         """
-        holding = self._placed()
+        holding, folder = self._placed(), _absolute(directory)
         pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         writing = threading.Event()
         writing.set()
@@ -114,7 +114,7 @@ class WorkThread:
         done: Future[dict[str, Any]] = self._submit(lambda answer: self.shard.save(sink, answer))
         done.add_done_callback(lambda _: pieces.put(None))
         try:
-            part = checkpoint.write_part(directory, holding.shard, holding.routing.num_shards, arriving())
+            part = checkpoint.write_part(folder, holding.shard, holding.routing.num_shards, arriving())
         finally:
             writing.clear()
         return pb.SaveReply(manifest=msgpack.packb({**part, **done.result()}))
@@ -124,7 +124,7 @@ class WorkThread:
         nothing.
         """
         holding = self._placed()
-        manifest = checkpoint.read_manifest(directory)
+        manifest = checkpoint.read_manifest(_absolute(directory))
         expired = check_fits(manifest, holding)
         for _ in _wanted_records(manifest, holding):
             pass  # reading checks every byte of what will be loaded
@@ -198,6 +198,16 @@ class WorkThread:
             except queue.Empty:
                 pass
             idle = not self.shard.run_slice()
+
+
+def _absolute(directory: str) -> Path:
+    """A shard's working folder is not the client's."""
+    path = Path(directory)
+    if not path.is_absolute():
+        raise RequestError(
+            f"checkpoint folder {directory!r} is relative; give the path that all shards see, from the root"
+        )
+    return path
 
 
 def check_fits(manifest: checkpoint.Manifest, holding: Holding) -> dict[str, list[int]]:
