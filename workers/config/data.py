@@ -39,10 +39,10 @@ class Generated(Section):
     valid_rows: int = Field(default=50_000, ge=1)
     test_rows: int = Field(default=50_000, ge=1)
     keys: dict[str, Annotated[int, Field(ge=2, le=1 << 40)]] = {
-        "user": 3000,
-        "item": 1000,
-        "category": 40,
-        "city": 100,
+        "user": 1500,
+        "item": 400,
+        "category": 30,
+        "city": 60,
         "hour": 24,
         "device": 6,
     }
@@ -51,13 +51,13 @@ class Generated(Section):
     zipf: float = Field(default=1.05, ge=0)
     positions: int = Field(default=5, ge=1, le=1000)
     position_bias: float = Field(default=0.3, ge=0)
-    dim: int = Field(default=4, ge=1, le=256)
-    linear: float = Field(default=0.7, ge=0)
-    pairs: float = Field(default=1.6, ge=0)
-    crosses: float = Field(default=0.7, ge=0)
-    numeric: float = Field(default=0.4, ge=0)
+    dim: int = Field(default=3, ge=1, le=256)
+    linear: float = Field(default=0.8, ge=0)
+    pairs: float = Field(default=1.9, ge=0)
+    crosses: float = Field(default=0.5, ge=0)
+    numeric: float = Field(default=0.6, ge=0)
     bias: float = -1.0
-    drift: float = Field(default=0.1, ge=0, le=1)
+    drift: float = Field(default=0.06, ge=0, le=1)
     noise: float = Field(default=0.02, ge=0, le=1)
     days: float = Field(default=14.0, gt=0)
     seed: int = Field(default=1, ge=0, lt=1 << 63)

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ps.options import ClientOptions
-from ps.options import ClientOptions
 from ps.spec import ClusterSpec, TableSpec
 from workers.config.data import Data
 from workers.config.errors import nearest
@@ -28,8 +27,9 @@ class Workers(Section):
 class Cluster(Section):
     """num_buckets never changes after creation; default: 256, or what gives every shard 64.
 
-    placement: shards in this process, in local processes, or Ray actors. ray_address: host:port of a running Ray; default:
-    $RAY_ADDRESS, or the one that runs on this machine, or a small one for the job alone. client: options of ps.client.
+    placement: shards in this process, in local processes, or Ray actors. ray_address: host:port of a running Ray;
+    default: $RAY_ADDRESS, or the one that runs on this machine, or a small one for the job alone. client: options of
+    ps.client.
     """
 
     shards: int = Field(default=1, ge=1)
@@ -113,6 +113,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         slots = self.slots()
+        if not slots:
+            raise ValueError("fields: all are dense numbers; at least one must make keys, say with transform: buckets")
         for name in slots:
             table = self.fields[name].table
             if table is None and len(self.tables) != 1:

@@ -15,7 +15,7 @@ time.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import islice, tee
+from itertools import tee
 from typing import Literal
 
 import numpy as np
@@ -92,7 +92,7 @@ class Dataset:
         else:
             ranges = shares(rows, part, rank, world, first)
         parts = self._held(ranges, epoch) if self.is_held else self._streamed(ranges, epoch)
-        return islice(_batched(parts, self.batch_size, drop_last), skipped, None)
+        return _batched(parts, self.batch_size, drop_last, skipped)
 
     def _part(self, world: int) -> int:
         """Rows that a worker takes in turn: a multiple of the batch size."""
@@ -135,10 +135,11 @@ class Dataset:
             yield part
 
 
-def _batched(parts: Iterable[Batch], batch_size: int, drop_last: bool) -> Iterator[Batch]:
+def _batched(parts: Iterable[Batch], batch_size: int, drop_last: bool, skipped: int) -> Iterator[Batch]:
+    """Parts cut into batches, from batch `skipped` of the first part on. All parts but the last are whole batches."""
+    start = skipped * batch_size
     for part in parts:
-        for start in range(0, part.size, batch_size):
-            stop = min(start + batch_size, part.size)
-            if stop - start < batch_size and drop_last:
-                return
-            yield cut_rows(part, start, stop)
+        stop = part.size // batch_size * batch_size if drop_last else part.size
+        for first in range(start, stop, batch_size):
+            yield cut_rows(part, first, min(first + batch_size, stop))
+        start = 0

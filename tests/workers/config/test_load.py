@@ -202,6 +202,11 @@ def test_mistakes_between_parts(path: Path, old: str, new: str, expected: str) -
     assert expected in text
 
 
+def test_a_job_has_keys(path: Path) -> None:
+    with_line(path, SMALL[SMALL.index("  user:") : SMALL.index("tables:")], "  price: numeric\n")
+    assert "fields: all are dense numbers; at least one must make keys" in message(path)
+
+
 def test_override_mistakes(path: Path) -> None:
     assert message(path, "train.epochs=-1") == (
         f"{path}: train.epochs (from --set): must be greater than or equal to 1, found -1"

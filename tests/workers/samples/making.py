@@ -19,12 +19,19 @@ COLUMNS = ("dense", "labels", "weights", "groups", "event_time", "probability")
 
 
 def config(data: dict[str, Any], fields: dict[str, Any], **parts: Any) -> Config:
-    """A configuration of one table with the label `click` unless `parts` says otherwise."""
+    """A configuration of one table with the binary label `click` unless `parts` says otherwise."""
     forms = [{"type": field} if isinstance(field, str) else field for field in fields.values()]
     has_keys = any(form["type"] != "numeric" or form.get("transform") == "buckets" for form in forms)
-    tables = {"main": {"segments": {"embedding": {"dim": 2}}}} if has_keys else {}
-    base = {"name": "t", "labels": {"click": "binary"}, "tables": tables, "model": "lr"}
-    return Config.model_validate(base | {"data": data, "fields": fields} | parts)
+    base = {
+        "name": "t",
+        "data": data,
+        "labels": {"click": "binary"},
+        "tables": {"main": {"segments": {"embedding": {"dim": 2}}}},
+        "model": "lr",
+    } | parts
+    if not has_keys:  # a job needs one
+        fields = fields | {"key": {"type": "categorical", "column": next(iter(base["labels"]))}}
+    return Config.model_validate(base | {"fields": fields})
 
 
 def write(path: Path, text: str) -> Path:

@@ -140,7 +140,7 @@ def test_drift_turns_the_teacher() -> None:
     assert second is not None
     np.testing.assert_allclose(first[:5], second[:5], atol=5e-3)  # time 0
     late = np.corrcoef(first[-1000:], second[-1000:])[0, 1]
-    early = np.corrcoef(first[:1000], second[:1000])[0, 1]
+    early = np.corrcoef(first[:300], second[:300])[0, 1]
     assert late < 0.7
     assert early > 0.95
 
