@@ -50,8 +50,7 @@ def execute(holding: Holding, request: CheckedRequest, *, now: float) -> Generat
     holding.check_routing(request)
     plans = [_plan(holding, request, call) for call in request.calls]
     identity = (request.client, request.sequence)
-    results = yield from _run(holding, plans, request.step, [identity], now)
-    return pb.Reply(results=results)
+    return (yield from _run(holding, plans, request.step, [identity], now))
 
 
 def is_new(holding: Holding, request: CheckedRequest) -> bool:
@@ -80,8 +79,10 @@ def execute_group(
     merged = [_merge(holding, parts, len(requests)) for parts in pushes.values()]
     plans = merged + sweeps
     identities = [(request.client, request.sequence) for request in requests]
-    results = yield from _run(holding, plans, requests[0].step, identities, now)
-    by_call = {(plan.call.table, plan.call.psfunc.name): result for plan, result in zip(plans, results, strict=True)}
+    reply = yield from _run(holding, plans, requests[0].step, identities, now)
+    by_call = {
+        (plan.call.table, plan.call.psfunc.name): result for plan, result in zip(plans, reply.results, strict=True)
+    }
     return [pb.Reply(results=[by_call[call.table, call.psfunc.name] for call in request.calls]) for request in requests]
 
 
@@ -139,8 +140,8 @@ def _plan(holding: Holding, request: CheckedRequest, call: CheckedCall) -> _Plan
 
 def _run(
     holding: Holding, plans: Sequence[_Planned], step: int, identities: Sequence[Identity], now: float
-) -> Generator[None, None, list[pb.Result]]:
-    results = []
+) -> Generator[None, None, pb.Reply]:
+    reply = pb.Reply()
     last = {plan.call.table: number for number, plan in enumerate(plans) if plan.call.is_update}
     unmarked: dict[str, list[BucketNumbers]] = defaultdict(list)
 
@@ -158,12 +159,12 @@ def _run(
                 unmarked[plan.call.table].append(plan.buckets)
                 if last[plan.call.table] == number:
                     mark(plan.call.table)
-            results.append(_result(plan.call, answer))
+            _write(answer, plan.call, reply.results.add())
             yield
     finally:
         for table in list(unmarked):
             mark(table)
-    return results
+    return reply
 
 
 def _run_call(holding: Holding, plan: _Planned, step: int) -> Running:
@@ -204,19 +205,16 @@ def _where(psfunc: Psfunc, error: Exception) -> str:
     )
 
 
-def _result(call: CheckedCall, answer: Answer) -> pb.Result:
+def _write(answer: Answer, call: CheckedCall, result: pb.Result) -> None:
+    """Into the reply in place: a message that is put into another is copied, and rows are many megabytes."""
     counts = answer.counts
     try:
-        values = b"" if answer.values is None else msgpack.packb(answer.values)
+        if answer.values is not None:
+            result.values = msgpack.packb(answer.values)
     except (TypeError, ValueError, OverflowError) as error:
         raise RequestError(f"psfunc {call.psfunc.name!r} returned values that msgpack cannot carry: {error}") from error
-    return pb.Result(
-        values=values,
-        payload=b"" if answer.rows is None else encode_floats(answer.rows, call.dtype),
-        num_applied=counts.applied,
-        num_created=counts.created,
-        num_nonfinite=counts.nonfinite,
-        num_dropped_above=counts.dropped_above,
-        num_dropped_below=counts.dropped_below,
-        num_skipped=counts.skipped,
-    )
+    if answer.rows is not None:
+        result.payload = encode_floats(answer.rows, call.dtype)
+    result.num_applied, result.num_created = counts.applied, counts.created
+    result.num_nonfinite, result.num_skipped = counts.nonfinite, counts.skipped
+    result.num_dropped_above, result.num_dropped_below = counts.dropped_above, counts.dropped_below
