@@ -64,11 +64,8 @@ class Cluster(Section):
 
 
 class Checkpoint(Section):
-    """directory: default `<runs>/<name>/checkpoints`. keep: how many of the newest. resume: auto goes on from the
-    newest one.
-    """
+    """keep: how many of the newest. resume: auto goes on from the newest one of the latest unfinished run."""
 
-    directory: str | None = None
     every_steps: int | None = Field(default=None, ge=1)
     every_minutes: float | None = Field(default=None, gt=0)
     keep: int = Field(default=2, ge=1)
