@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ps import control
 from ps.client import Client
 from ps.coordinator import Coordinator, Lease
-from ps.errors import RequestError, UnavailableError, WeirError, from_wire, to_wire
+from ps.errors import NoClusterError, RequestError, UnavailableError, WeirError, from_wire, to_wire
 from ps.options import ClientOptions
 from ps.psfunc import load_modules
 from ps.routing import Routing
@@ -185,7 +185,7 @@ def open_ray(address: str | None = None, *, num_cpus: int | None = None, connect
         ray.init(address=place, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UnavailableError(
+        raise NoClusterError(
             f"no Ray cluster at {place!r}: {reason}; start one with `ray start --head`, or leave the address out"
         ) from error
 
@@ -202,7 +202,7 @@ def _check_listening(place: str, connect_seconds: float) -> None:
     try:
         socket.create_connection((host, int(port)), connect_seconds).close()
     except OSError as error:
-        raise UnavailableError(
+        raise NoClusterError(
             f"no Ray cluster at {place}: {error.strerror or error}; start one with `ray start --head --port {port}`"
         ) from error
 
@@ -216,7 +216,7 @@ def find_coordinator(name: str) -> Any:
     try:
         return ray.get_actor("coordinator", namespace=namespace(name))
     except ValueError:
-        raise UnavailableError(f"no cluster {name!r} runs in this Ray; `weir up CONFIG` starts one") from None
+        raise NoClusterError(f"no cluster {name!r} runs in this Ray; `weir up CONFIG` starts one") from None
 
 
 def start_cluster(

@@ -56,6 +56,10 @@ class RowsLostError(WeirError):
     code = "NOT_FOUND"
 
 
+class NoClusterError(UnavailableError, RequestError):
+    """No cluster where the request says that there is one: a wrong address or name, or one that was never started."""
+
+
 class MemoryLimitError(WeirError):
     """Growing the table would pass its memory limit. Nothing was written."""
 

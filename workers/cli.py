@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from ps.errors import RequestError, WeirError
 from workers.config import load_config
+from workers.training.runs import InterruptedRunError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -75,12 +77,12 @@ def up(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -
 
 
 @app.command()
-def down(config: ConfigPath, overrides: Overrides = None) -> None:
+def down(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
     """Stop the recipe's long-lived cluster. Its rows are gone: save a checkpoint first."""
     from workers.training.cluster import down as run
 
     with _errors():
-        run(load_config(config, overrides or []))
+        _print(run(load_config(config, overrides or [])), as_json)
 
 
 @app.command()
@@ -99,6 +101,8 @@ def _errors() -> Iterator[None]:
         yield
     except RequestError as error:
         _fail(str(error), 2)
+    except InterruptedRunError as error:
+        _fail(str(error), 130)
     except WeirError as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
@@ -112,11 +116,18 @@ def _fail(message: str, status: int) -> None:
 
 def _print(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(result, default=str), flush=True)
-        return
-    write: Callable[[str], None] = lambda line: print(line, file=sys.stderr)  # noqa: E731
-    for name, value in result.items():
-        write(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
+        print(json.dumps(result), flush=True)
+    else:
+        print(yaml.safe_dump(_readable(result), sort_keys=False, allow_unicode=True, width=120), file=sys.stderr, end="")
+
+
+def _readable(value: Any) -> Any:
+    """Floats at six digits, for a person."""
+    if isinstance(value, dict):
+        return {name: _readable(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_readable(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def main() -> None:

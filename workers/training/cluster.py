@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ps.client import Client
-from ps.errors import RequestError, UnavailableError
+from ps.errors import NoClusterError, RequestError
 from ps.options import ClientOptions
 from ps.placement import LocalCluster
 from workers.config import Config
@@ -143,7 +143,7 @@ def _open_ray(config: Config) -> bool:
         return False
     try:
         actor.open_ray("auto")
-    except UnavailableError:
+    except NoClusterError:
         cluster = config.cluster
         needed = cluster.shards * cluster.cpus_per_shard + cluster.workers.count * cluster.workers.cpus
         actor.open_ray(None, num_cpus=max(len(os.sched_getaffinity(0)), int(-(-needed // 1))))

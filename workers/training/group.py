@@ -5,6 +5,7 @@ Ray Train places the processes and sets up the process group; everything else is
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -18,14 +19,17 @@ from types import FrameType
 from typing import Any
 
 import ray
-from ray.train import Result, RunConfig, ScalingConfig
+from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ps.errors import UnavailableError, WeirError
 from workers.config import Config
 from workers.training.cluster import OpenCluster
-from workers.training.runs import STOP_FILE, Run
+from workers.training.progress import Follower
+from workers.training.runs import RESULT_FILE, STOP_FILE, Run
 from workers.training.world import World
+
+LOG_FILE = "log.txt"  # rank 0's lines, which the driver shows
 
 
 def train_in_group(config: Config, cluster: OpenCluster, run: Run, checkpoint: Path | None) -> dict[str, Any]:
@@ -50,28 +54,29 @@ def train_in_group(config: Config, cluster: OpenCluster, run: Run, checkpoint: P
         torch_config=TorchConfig(backend="gloo"),
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    with _stop_file_on_signals(run):
-        return _fit(trainer)
+    with _stop_file_on_signals(run), Follower(run.directory, run.directory / LOG_FILE) as follower:
+        _fit(trainer, follower)
+    result: dict[str, Any] = json.loads((run.directory / RESULT_FILE).read_text())
+    return result
 
 
-def _fit(trainer: TorchTrainer) -> dict[str, Any]:
+def _fit(trainer: TorchTrainer, follower: Follower) -> None:
     """On a thread of its own: in the main thread Ray Train would answer Ctrl-C by killing the workers."""
-    outcome: list[Result | BaseException] = []
+    errors: list[BaseException] = []
 
     def fit() -> None:
         try:
-            outcome.append(trainer.fit())
+            trainer.fit()
         except BaseException as error:
-            outcome.append(error)
+            errors.append(error)
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(0.2)
-    found = outcome[0]
-    if isinstance(found, BaseException):
-        raise _cause(found)
-    return dict(found.metrics or {})
+        follower.update()
+    if errors:
+        raise _cause(errors[0]) from None
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -104,15 +109,15 @@ def _worker(settings: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size())
     config = Config.model_validate_json(settings["config"])
     group = GroupOptions(generation=settings["generation"], rank=world.rank, world=world.size)
+    run = Run(Path(settings["run"]))
     checkpoint = settings["checkpoint"] and Path(settings["checkpoint"])
     options = config.cluster.client.model_copy(update={"group": group})
     with connect(settings["cluster"], options) as client:
         try:
-            result = work(config, client, Run(Path(settings["run"])), checkpoint, world)
+            work(config, client, run, checkpoint, world, log=run.directory / LOG_FILE)
         except WeirError as error:
             error.add_note(f"on {socket.gethostname()}, worker {world.rank}")
             raise
-    train.report(result if world.is_first else {})
 
 
 @contextmanager

@@ -47,7 +47,6 @@ def train(config: Config, *, local: bool = False) -> dict[str, Any]:
         else:
             with cluster.connect(config.cluster.client) as client:
                 result = work(config, client, run, checkpoint, World())
-    run.finish(result)
     return result
 
 
@@ -67,17 +66,25 @@ def evaluate(config: Config, checkpoint: Path, *, local: bool = False) -> dict[s
     return {**_tested(found, predictions, config), "checkpoint": str(checkpoint)}
 
 
-def work(config: Config, client: Client, run: Run, checkpoint: Path | None, world: World) -> dict[str, Any]:
-    """What each worker does: train, then evaluate its share of the test split. The result is the same at every worker."""
+def work(
+    config: Config, client: Client, run: Run, checkpoint: Path | None, world: World, *, log: Path | None = None
+) -> dict[str, Any]:
+    """What each worker does: train, then evaluate its share of the test split; the first writes the result.
+
+    log: where the first worker's lines go instead of stderr.
+    """
     schema = Schema(config)
     splits = open_splits(config)
-    with Reporter(run.directory, quiet=not world.is_first) as reporter:
+    with Reporter(run.directory, quiet=not world.is_first, log=log) as reporter:
         trainer = _trainer(config, schema, splits, client, run, reporter, world)
         if checkpoint:
             trainer.restore(checkpoint)
             reporter.say(f"continuing {run.directory} after step {trainer.position.step}")
         trainer.fit()
-        return _result(trainer)
+        result = _result(trainer)
+    if world.is_first:
+        run.finish(result)
+    return result
 
 
 def check(config: Config, schema: Schema) -> None:

@@ -22,8 +22,10 @@ REPORT_EVERY_SECONDS = 0.5
 class Reporter:
     """Shows and records progress. Everything human goes to stderr. `quiet` records only."""
 
-    def __init__(self, directory: Path, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+    def __init__(self, directory: Path, *, quiet: bool = False, log: Path | None = None) -> None:
+        """log: where lines go instead of stderr, for a process that nobody looks at."""
+        file = log.open("a", buffering=1) if log else None
+        self._console = Console(stderr=log is None, file=file, quiet=quiet, highlight=False)
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(bar_width=30),
@@ -31,7 +33,7 @@ class Reporter:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
-            disable=quiet or not sys.stderr.isatty(),
+            disable=quiet or log is not None or not sys.stderr.isatty(),
             transient=True,
         )
         self._task = self._bar.add_task("train", total=None, epoch=0, text="")
@@ -70,7 +72,7 @@ class Reporter:
 
     def evaluation(self, step: int, epoch: int, loss: float, metrics: Mapping[str, float], is_best: bool) -> None:
         """Metrics of the valid split after `step`; loss: of the latest training batch."""
-        text = "  ".join(f"{name} {value:.5f}" for name, value in metrics.items())
+        text = "  ".join(f"{name} {value:.5f}" for name, value in metrics.items() if not name.startswith("gauc_"))
         self.say(f"epoch {epoch + 1}  step {step}  loss {loss:.4f}  valid: {text}{'  (best)' if is_best else ''}")
         self._append("valid.csv", {"step": step, "epoch": epoch, "loss": round(loss, 6), **metrics})
         self._window_start, self._window_samples = time.monotonic(), 0
@@ -87,3 +89,41 @@ class Reporter:
             if is_new:
                 writer.writeheader()
             writer.writerow(row)
+
+
+class Follower:
+    """Shows what a Reporter in another process records: its lines as they come and, on a terminal, the newest speed."""
+
+    def __init__(self, directory: Path, log: Path) -> None:
+        self._curves, self._log = directory / "curves.csv", log
+        self._shown = log.stat().st_size if log.exists() else 0
+        self._console = Console(stderr=True, highlight=False)
+        self._status = self._console.status("starting workers")
+
+    def __enter__(self) -> Follower:
+        if sys.stderr.isatty():
+            self._status.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.update()
+        self._status.stop()
+
+    def update(self) -> None:
+        """Show what is new."""
+        if self._log.exists():
+            with self._log.open("rb") as file:
+                file.seek(self._shown)
+                new = file.read()
+            complete = new[: new.rfind(b"\n") + 1]
+            self._shown += len(complete)
+            for line in complete.decode().splitlines():
+                self._console.print(line, markup=False, soft_wrap=True)
+        if sys.stderr.isatty() and self._curves.exists():
+            with self._curves.open() as curves:
+                newest = list(csv.DictReader(curves))[-1:]
+            for row in newest:
+                speed = float(row["samples_per_second"])
+                self._status.update(f"step {row['step']}  loss {row['loss']}  {speed:,.0f} samples/s")

@@ -19,8 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from ps.checkpoint import MANIFEST
+from ps.errors import WeirError
 
 STOP_FILE = "stop"
+RESULT_FILE = "result.json"
+
+
+class InterruptedRunError(WeirError):
+    """Ctrl-C or SIGTERM; a checkpoint has been written, and the run can be continued."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Run:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json; after this the run is not continued any more."""
-        write_json(self.directory / "result.json", result)
+        write_json(self.directory / RESULT_FILE, result)
 
 
 def open_run(runs: Path, name: str, config: dict[str, Any], *, resume: bool) -> tuple[Run, Path | None]:
@@ -54,7 +60,7 @@ def open_run(runs: Path, name: str, config: dict[str, Any], *, resume: bool) -> 
     if resume and numbers:
         run = Run(home / f"{numbers[-1]:04d}")
         checkpoint = newest(run.checkpoints)
-        if not (run.directory / "result.json").exists() and checkpoint and _same_learning(run.directory, config):
+        if not (run.directory / RESULT_FILE).exists() and checkpoint and _same_learning(run.directory, config):
             return run, checkpoint
     run = Run(home / f"{(numbers[-1] if numbers else 0) + 1:04d}")
     run.directory.mkdir(parents=True)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ps.client import Client
-from ps.errors import WeirError
 from workers.config import Config
 from workers.samples.batch import Batch
 from workers.samples.dataset import Dataset
@@ -24,7 +23,7 @@ from workers.training.dense import load_dense, save_dense
 from workers.training.evaluation import Predictions, predict
 from workers.training.feed import Feed, feeds
 from workers.training.progress import Reporter
-from workers.training.runs import Run, keep_newest, write_json
+from workers.training.runs import InterruptedRunError, Run, keep_newest, write_json
 from workers.training.schedule import Schedule
 from workers.training.scorer import Scorer
 from workers.training.world import World
@@ -32,10 +31,6 @@ from workers.training.world import World
 POSITION_FILE = "position.json"
 
 EVALUATE, SAVE, STOP = 1, 2, 4
-
-
-class Interrupted(WeirError):
-    """Ctrl-C or SIGTERM; a checkpoint has been written."""
 
 
 @dataclass
@@ -91,7 +86,7 @@ class Trainer:
     def fit(self) -> None:
         """Train from the present position until the schedule or the epochs end; leaves the best weights loaded.
 
-        Raises Interrupted after Ctrl-C, with a checkpoint written.
+        Raises InterruptedRunError after Ctrl-C, with a checkpoint written.
         """
         with _interruptible() as interrupted:
             while self.position.epoch < self.config.train.epochs and not self._is_finished():
@@ -163,10 +158,12 @@ class Trainer:
                     self._checkpoint()
                     last_saved = time.monotonic()
                 if due & STOP:
-                    raise Interrupted(f"stopped after step {position.step}")
+                    raise InterruptedRunError(
+                        f"stopped after step {position.step}; the same command goes on from {self._checkpoint_directory()}"
+                    )
                 started = time.monotonic()
             if self._is_finished():
-                return
+                break
         self.client.flush()
         self.training_seconds += time.monotonic() - started
         if not options.evaluate_every_steps:

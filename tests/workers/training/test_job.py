@@ -1,0 +1,131 @@
+"""Whole jobs in this process: results, stopping, checkpoints to the same bits, the best weights kept."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from ps.checkpoint import MANIFEST, read_manifest, open_part
+from tests.workers.training.recipe import load
+from workers.training.dense import FILE
+from workers.training.job import evaluate, train
+from workers.training.runs import InterruptedRunError
+
+RESULT_KEYS = """auc logloss gauc valid_auc epochs samples samples_per_second rows bytes_per_row cache_hit_rate checkpoint
+best_possible_auc""".split()
+
+
+def rows(checkpoint):
+    """{(table, key): encoded row} of a checkpoint, whatever the shards that wrote it."""
+    manifest = read_manifest(checkpoint)
+    found = {}
+    for part in manifest.parts:
+        with open_part(manifest.directory / part["file"]) as opened:
+            for record in opened.records:
+                for key, image in zip(record.keys.tolist(), record.images, strict=True):
+                    found[record.table, key] = image.tobytes()
+    return found
+
+
+def assert_same_bits(a, b):
+    assert rows(a) == rows(b)
+    dense, other = load_file(f"{a}/{FILE}"), load_file(f"{b}/{FILE}")
+    assert dense.keys() == other.keys()
+    for name in dense:
+        np.testing.assert_array_equal(dense[name], other[name], err_msg=name)
+
+
+def test_result_has_what_is_promised_and_learns(tmp_path):
+    config = load(tmp_path, {"train.early_stopping": {"metric": "auc", "patience": 2}, "train.epochs": 4})
+    result = train(config)
+    assert set(RESULT_KEYS) <= result.keys()
+    assert result["samples"] == result["epochs"] * 2000
+    assert 0.55 < result["auc"] <= result["best_possible_auc"] + 0.03
+    assert json.loads((tmp_path / "runs/small/0001/result.json").read_text())["auc"] == result["auc"]
+    again = evaluate(config, type(tmp_path)(result["checkpoint"]))
+    assert again["auc"] == result["auc"]
+    assert again["logloss"] == result["logloss"]
+
+
+def test_same_seed_same_bits_and_another_seed_others(tmp_path):
+    runs = [train(load(tmp_path, {"runs": str(tmp_path / n), "seed": seed})) for n, seed in (("a", 5), ("b", 5), ("c", 6))]
+    assert_same_bits(runs[0]["checkpoint"], runs[1]["checkpoint"])
+    assert runs[0]["logloss"] == runs[1]["logloss"] != runs[2]["logloss"]
+
+
+def test_shards_and_transport_do_not_change_the_loss(tmp_path):
+    """One shard or three, in this process or over gRPC: equal to the last bit."""
+    losses = set()
+    for name, placement, shards in (("a", "inprocess", 1), ("b", "inprocess", 3), ("c", "process", 2)):
+        changes = {"runs": str(tmp_path / name), "cluster.placement": placement, "cluster.shards": shards}
+        result = train(load(tmp_path, changes))
+        losses.add((result["auc"], result["logloss"], result["calibration"]))
+    assert len(losses) == 1
+
+
+def test_restore_ends_where_an_uninterrupted_run_ends(tmp_path):
+    """Interrupted at a step in the middle of the second epoch, and gone on: the same bits."""
+    stopping = {"train.early_stopping": {"metric": "logloss", "patience": 3}, "train.epochs": 3}
+    whole = train(load(tmp_path, {**stopping, "runs": str(tmp_path / "whole")}))
+    config = load(tmp_path, {**stopping, "checkpoint.every_steps": 7})
+    stopped = threading.Event()
+    _interrupt_after(tmp_path / "runs/small/0001/checkpoints/step-21", stopped)
+    with pytest.raises(InterruptedRunError):
+        train(config)
+    stopped.set()
+    resumed = train(config)
+    assert resumed["run"].endswith("0001")
+    for name in ("auc", "logloss", "steps", "epochs", "samples"):
+        assert resumed[name] == whole[name], name
+    assert_same_bits(whole["checkpoint"], resumed["checkpoint"])
+
+
+def test_the_best_weights_are_kept_rows_too(tmp_path):
+    """A learning rate that diverges after the first epochs: the result is that of the best evaluation, not of the last."""
+    config = load(
+        tmp_path,
+        {"train.early_stopping": {"metric": "auc", "patience": 3}, "train.epochs": 60, "train.learning_rate": 0.2},
+    )
+    result = train(config)
+    lines = (tmp_path / "runs/small/0001/valid.csv").read_text().splitlines()
+    column = lines[0].split(",").index("auc")
+    curve = [float(line.split(",")[column]) for line in lines[1:]]
+    assert result["valid_auc"] == max(curve)
+    assert result["valid_auc"] > curve[-1]
+    assert os.path.basename(result["checkpoint"]) == f"step-{lines[1 + int(np.argmax(curve))].split(',')[0]}"
+
+
+def test_staleness_and_cache_train_too(tmp_path):
+    client = {"staleness": 6, "wire": "bf16", "cache": {"rows": 64, "max_age_steps": 3, "min_count": 1}}
+    result = train(load(tmp_path, {"cluster.client": client, "train.epochs": 4}))
+    assert result["cache_hit_rate"] > 0.2
+    assert result["auc"] > 0.55
+
+
+def test_gradient_thresholds_drop_and_count(tmp_path):
+    result = train(load(tmp_path, {"cluster.client": {"drop_below": 1e9}}))
+    assert result["rows"] == 0
+    assert result["dropped_gradients"] > 0
+
+
+def test_max_steps_ends_in_the_middle_of_an_epoch(tmp_path):
+    result = train(load(tmp_path, {"train.max_steps": 5}))
+    assert (result["steps"], result["samples"]) == (5, 5 * 128)
+    assert 0 < result["samples_per_second"] < 1e7
+
+
+def _interrupt_after(checkpoint, stopped):
+    """Ctrl-C to this process once the checkpoint is complete, as a person would."""
+
+    def watch():
+        while not (checkpoint / MANIFEST).exists() and not stopped.is_set():
+            time.sleep(0.001)
+        if not stopped.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, daemon=True).start()

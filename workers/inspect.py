@@ -1,0 +1,81 @@
+"""What a checkpoint holds, verified byte by byte; or the row of one value."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ps.checkpoint import find_row, verify
+from ps.errors import RequestError
+from ps.keys import hash_texts, pack
+from workers.config import Config
+from workers.config.errors import nearest
+
+CONFIG_FILE = "config.json"
+
+
+def inspect(path: Path, key: str | None = None) -> dict[str, Any]:
+    """The answer of `weir inspect`. key: FIELD=VALUE as the data has it, or a number for a raw key of the only table.
+
+    Raises RequestError for a path without a checkpoint, a damaged one, or an unknown field.
+    """
+    return _row(path, key) if key else _summary(path)
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    found = verify(path)
+    names = _slot_names(path)
+    return {
+        "checkpoint": str(path),
+        "verified": True,
+        "bytes": found.num_bytes,
+        "shards": len(found.manifest.parts),
+        "buckets": found.manifest.spec.num_buckets,
+        "tables": {
+            table: {
+                "rows": rows,
+                "segments": {
+                    name: f"{segment.dim} x {segment.codec}, {segment.optimizer.name}"
+                    for name, segment in found.manifest.spec.tables[table].segments.items()
+                },
+                "slots": {names.get(slot, str(slot)): count for slot, count in sorted(found.slots[table].items())},
+                "clients": found.num_clients[table],
+            }
+            for table, rows in found.rows.items()
+        },
+        "files": {part["file"]: {"bytes": part["bytes"], "crc32": f"{part['crc32']:08x}"} for part in found.manifest.parts},
+    }
+
+
+def _row(path: Path, key: str) -> dict[str, Any]:
+    field, equals, value = key.partition("=")
+    if not equals:
+        raise RequestError(f"--key {key}: must be FIELD=VALUE, as in user=123")
+    config = _config(path)
+    if config is None:
+        raise RequestError(f"{path} lies in no run's directory ({CONFIG_FILE} is not above it), so fields are unknown")
+    slots = config.slots()
+    if field not in slots:
+        raise RequestError(f"--key {key}: unknown field '{field}'" + nearest(field, slots))
+    packed = int(pack(slots[field], hash_texts([value]))[0])
+    table = config.table_of(field)
+    row = find_row(path, table, packed)
+    found: dict[str, Any] = {"key": f"{packed:#018x}", "slot": slots[field], "table": table, "exists": row is not None}
+    if row is not None:
+        values = {name: [round(float(v), 6) for v in segment] for name, segment in row.values.items()}
+        found |= {"bucket": row.bucket, "shard": row.shard, "values": values, "bytes": len(row.image) + 8}
+    return found
+
+
+def _config(path: Path) -> Config | None:
+    """The config of the run that the checkpoint belongs to."""
+    for folder in (path, *path.absolute().parents):
+        if (folder / CONFIG_FILE).is_file():
+            return Config.model_validate(json.loads((folder / CONFIG_FILE).read_text()))
+    return None
+
+
+def _slot_names(path: Path) -> dict[int, str]:
+    config = _config(path)
+    return {} if config is None else {slot: name for name, slot in config.slots().items()}
