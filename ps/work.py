@@ -49,6 +49,7 @@ class WorkThread:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closed = False
         self._lock = threading.Lock()
+        self._saving = threading.Lock()  # two files at once would share one temporary name
         self._open: set[Future[Any]] = set()
         self._thread = threading.Thread(target=self._run, name="weir-work", daemon=True)
         self._thread.start()
@@ -89,10 +90,12 @@ class WorkThread:
         return self._submit(lambda answer: self.shard.assign(spec, routing, request.shard, answer))
 
     def save(self, directory: str) -> pb.SaveReply:
-        """Write a file of all rows under `directory`, on the caller's thread. Raises CheckpointError when that
-        fails.
-        """
-        holding, folder = self._placed(), _absolute(directory)
+        """Write a file of all rows under `directory`, on the caller's thread. Raises CheckpointError."""
+        with self._saving:
+            return self._save(_absolute(directory))
+
+    def _save(self, folder: Path) -> pb.SaveReply:
+        holding = self._placed()
         pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         writing = threading.Event()
         writing.set()
@@ -120,9 +123,7 @@ class WorkThread:
         return pb.SaveReply(manifest=msgpack.packb({**part, **done.result()}))
 
     def restore(self, directory: str) -> pb.RestoreReply:
-        """Check the files under `directory` on the caller's thread, then load them. A damaged checkpoint changes
-        nothing.
-        """
+        """Check the files under `directory` on the caller's thread, then load them. Damaged ones change nothing."""
         holding = self._placed()
         manifest = checkpoint.read_manifest(_absolute(directory))
         expired = check_fits(manifest, holding)

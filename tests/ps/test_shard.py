@@ -261,6 +261,15 @@ def test_group_thresholds_and_sweeps():
     assert (counts.dropped_above, counts.dropped_below, counts.applied) == (1, 1, 2)
 
 
+def test_a_group_whose_rows_are_all_dropped_is_applied_all_the_same():
+    driver = Driver()
+    for _ in range(2):
+        answers = [driver.send(grouped(rank, push(KEYS, 50.0, drop_above=1.0))) for rank in (0, 1)]
+        driver.run()
+    assert [answer.result(0).results[0].num_skipped for answer in answers] == [len(KEYS)] * 2
+    assert driver.table.num_rows == 0
+
+
 def test_ranks_that_disagree_are_told():
     driver = Driver()
     answers = [driver.send(grouped(0, push(KEYS))), driver.send(grouped(1, push(KEYS, learning_rates=[1, 2])))]

@@ -294,7 +294,7 @@ def test_wrong_arguments():
 
 
 def test_registration_mistakes():
-    with pytest.raises(RequestError, match="is registered by ps.psfuncs.aggregates"):
+    with pytest.raises(RequestError, match=r"is registered by ps\.psfuncs\.aggregates"):
 
         @register("sum")
         class Sum(ps.Psfunc):
