@@ -30,7 +30,7 @@ ALL_KEPT = Judgement()
 
 def first_not_finite(gradients: Gradients) -> int:
     """Index of the first row with a NaN or an infinity, or -1. gradients: float32 [n, width], contiguous."""
-    return int(kernels.first_not_finite(gradients.reshape(-1).view(np.uint32), max(1, gradients.shape[1])))
+    return int(kernels.first_not_finite(gradients.reshape(-1).view(np.int32), max(1, gradients.shape[1])))
 
 
 def judge(gradients: Gradients, *, drop_above: float = 0.0, drop_below: float = 0.0) -> Judgement:

@@ -37,10 +37,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 500),
-    # Rows in one frame instead of 16 KiB pieces; each client object has a connection of its own.
-    ("grpc.http2.max_frame_size", 4 << 20),
-    ("grpc.http2.lookahead_bytes", 16 << 20),
-    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.use_local_subchannel_pool", 1),  # each client object has connections of its own
     ("grpc.enable_retries", 0),
 )
 

@@ -30,16 +30,16 @@ def squared_norms(gradients, out):
 
 @kernel
 def first_not_finite(bits, width):
-    """Row of the first NaN or infinity in float32 [n, width] given as its uint32 bits [n * width], or -1."""
-    exponent = np.uint32(0x7F800000)
+    """Row of the first NaN or infinity in float32 [n, width] given as its int32 bits [n * width], or -1."""
+    magnitude, infinity = np.int32(0x7FFFFFFF), np.int32(0x7F800000)
     block = 1024
     for start in range(0, bits.shape[0], block):
         end = min(start + block, bits.shape[0])
-        found = np.uint32(0)
+        greatest = np.int32(0)
         for i in range(start, end):  # without a branch, so that it becomes vector code
-            found |= np.uint32((bits[i] & exponent) == exponent)
-        if found:
+            greatest = max(greatest, bits[i] & magnitude)
+        if greatest >= infinity:
             for i in range(start, end):
-                if bits[i] & exponent == exponent:
+                if bits[i] & magnitude >= infinity:
                     return i // width
     return -1
