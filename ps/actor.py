@@ -1,8 +1,10 @@
-"""The Ray shell: shard processes and the coordinator as detached actors. Ray places, restarts and names; rows go over gRPC.
+"""The Ray shell: shard processes and the coordinator as detached actors. Ray places, restarts and names; rows go over
+gRPC.
 
     names        namespace "weir-NAME": actors "coordinator", "shard-0", "shard-1", ...
     placement    SPREAD over the nodes that offer the custom resource `ps` (one unit a shard); PACK where none does
-    restarts     Ray starts a dead shard anew, on any port. It comes back empty: clients get RowsLostError until `restore`
+    restarts     Ray starts a dead shard anew, on any port. It comes back empty: clients get RowsLostError until
+    `restore`
 
 Ray must be initialised by the caller (`open_ray`). Calls block; none longer than its stated seconds.
 """
@@ -52,7 +54,7 @@ class CoordinatorActor:
         self._coordinator = Coordinator(name, num_shards=num_shards, num_buckets=spec.num_buckets)
         self._group: PlacementGroup | None = None
 
-    def renew(self, shard: int, address: str, incarnation: int, routing: bytes, pid: int, node: str) -> None:
+    def renew(self, shard: int, *, address: str, incarnation: int, routing: bytes, pid: int, node: str) -> None:
         held = Routing.from_message(pb.Routing.FromString(routing)) if routing else None
         self._coordinator.renew(Lease(shard, address, incarnation, held, pid, node, time.monotonic()))
 
@@ -123,7 +125,12 @@ class ShardActor:
                 coordinator = coordinator or find_coordinator(self._name)
                 ray.get(
                     coordinator.renew.remote(
-                        *(self._shard, self._server.address, self._incarnation, routing, os.getpid(), self._node)
+                        self._shard,
+                        address=self._server.address,
+                        incarnation=self._incarnation,
+                        routing=routing,
+                        pid=os.getpid(),
+                        node=self._node,
                     ),
                     timeout=CALL_SECONDS,
                 )
@@ -157,7 +164,7 @@ class RayDirectory:
         except (RayActorError, GetTimeoutError) as error:
             self._coordinator = None
             raise UnavailableError(
-                f"the coordinator of cluster {self.name!r} does not answer ({type(error).__name__}); shards go on without it"
+                f"the coordinator of cluster {self.name!r} does not answer ({type(error).__name__}); shards go on"
             ) from error
         if isinstance(outcome, tuple) and outcome[0] != "ok":
             raise from_wire(*outcome)
@@ -168,7 +175,8 @@ class RayDirectory:
 
 
 def open_ray(address: str | None = None, *, num_cpus: int | None = None, connect_seconds: float = 5.0) -> None:
-    """Join the Ray cluster at `address` ("host:port", or "auto" for this machine's), or start a small one here where it is None.
+    """Join the Ray cluster at `address` ("host:port", or "auto" for this machine's), or start a small one here where
+    it is None.
 
     Raises UnavailableError with one line when nobody listens there. Does nothing when Ray is initialised.
     """
@@ -232,7 +240,8 @@ def start_cluster(
 
     on_loopback: listen on 127.0.0.1 only, for a Ray of one machine; else on the node's own address.
 
-    Raises RequestError when the name is taken or the nodes cannot hold the shards, UnavailableError when they are not up in time.
+    Raises RequestError when the name is taken or the nodes cannot hold the shards, UnavailableError when they are not
+    up in time.
     """
     if not 1 <= shards <= spec.num_buckets:
         raise RequestError(f"{shards} shards for {spec.num_buckets} buckets; need 1 to {spec.num_buckets} shards")
@@ -312,7 +321,9 @@ def stop_cluster(name: str) -> None:
 
 
 def cluster_status(name: str) -> dict[str, Any]:
-    """name, epoch, lost, silent, and for each shard its place, and what it says of itself: tables, queue_depth, uptime_seconds."""
+    """name, epoch, lost, silent, and for each shard its place, and what it says of itself: tables, queue_depth,
+    uptime_seconds.
+    """
     report: dict[str, Any] = {"name": name, **RayDirectory(name).ask("describe")}
     transport = GrpcTransport()
     try:

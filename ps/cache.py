@@ -1,8 +1,9 @@
 """Rows of the hottest keys, kept at the client for a bounded number of steps. Not thread-safe: one owner.
 
 A cached row is a copy as it was pulled; own pushes never change it. Its age, counted in pulls, is therefore part of the
-client's staleness, and at staleness 0 there is no cache. Which keys are kept is decided by how often they were pulled: a count-min
-sketch (Cormode and Muthukrishnan 2005) whose counters are halved every now and then (TinyLFU, Einziger et al. 2017).
+client's staleness, and at staleness 0 there is no cache. Which keys are kept is decided by how often they were
+pulled: a count-min sketch (Cormode and Muthukrishnan 2005) whose counters are halved every now and then (TinyLFU,
+Einziger et al. 2017).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The client: pull, push, update, get, delete on sharded tables. Thread-safe; one identity per object.
 
-Raw keys may come in any order and with duplicates; gradients of duplicates are summed. For a batch that is pulled and then
-pushed, `prepare` does that work once. Which pulls see which pushes: docs/client.md.
+Raw keys may come in any order and with duplicates; gradients of duplicates are summed. For a batch that is pulled and
+then pushed, `prepare` does that work once. Which pulls see which pushes: docs/client.md.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ class Client:
     # One table, raw keys.
 
     def pull(self, table: str, keys: Keys) -> Rows:
-        """float32 [n, width]: the row of each key, uint64 [n]. A missing row reads as its initial value; none is created."""
+        """float32 [n, width]: the row of each key, uint64 [n]. A missing row reads as its initial value; none is
+        created.
+        """
         lookup = self.prepare({table: keys})
         rows: Rows = self.start_pull(lookup).wait()[table][lookup.inverse[table]]
         return rows
@@ -147,7 +149,9 @@ class Client:
     # Batches: several tables in one message a shard.
 
     def prepare(self, keys: Mapping[str, Keys]) -> Lookup:
-        """Distinct keys of a batch by table, grouped for the shards. Raises RequestError for an unknown table or dtype."""
+        """Distinct keys of a batch by table, grouped for the shards. Raises RequestError for an unknown table or
+        dtype.
+        """
         return prepare(self.spec, keys)
 
     def start_pull(self, lookup: Lookup, *, fresh: bool = False) -> Future[dict[str, Rows]]:
@@ -227,7 +231,8 @@ class Client:
         write_manifest(directory, self.spec, [reply.manifest for reply in replies])
 
     def restore(self, directory: str) -> int:
-        """Bring all shards, those that lost their rows too, to the checkpoint in `directory`. Returns the number of rows.
+        """Bring all shards, those that lost their rows too, to the checkpoint in `directory`. Returns the number of
+        rows.
 
         Own pushes that failed or were held back are forgotten. No other client may be active meanwhile.
         """
@@ -248,11 +253,16 @@ class Client:
         return sum(int(reply.num_rows) for reply in replies)
 
     def stats(self) -> dict[str, float]:
-        """Counts since the client was made: rounds, bytes on the wire, retries, the cache, rows that were not applied."""
+        """Counts since the client was made: rounds, bytes on the wire, retries, the cache, rows that were not
+        applied.
+        """
         return self._tally.read()
 
     def describe(self) -> list[dict[str, Any]]:
-        """Each shard's own account: tables with rows and bytes, queue_depth, uptime_seconds. Raises UnavailableError."""
+        """Each shard's own account: tables with rows and bytes, queue_depth, uptime_seconds.
+
+        Raises UnavailableError when one does not answer.
+        """
         found = control.statuses(self._connection.transport, self.routing.addresses)
         for shard, (address, status) in enumerate(zip(self.routing.addresses, found, strict=True)):
             if status is None:

@@ -1,4 +1,6 @@
-"""Messages to all shards at once: assign, save, restore, status. And the directory of a cluster without a coordinator."""
+"""Messages to all shards at once: assign, save, restore, status. And the directory of a cluster without a
+coordinator.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ ASSIGN_SECONDS = 600.0  # the first one compiles kernels where nobody has yet
 def call_all(
     transport: Transport, addresses: Sequence[str], method: Method, messages: Sequence[Any], timeout_seconds: float
 ) -> list[Any]:
-    """One message to each shard, all at once; the replies in order. Raises the first error, with the shard's number and address."""
+    """One message to each shard, all at once; the replies in order. Raises the first error, with the shard's number
+    and address.
+    """
     pending = [
         transport.send(address, method, message, timeout_seconds)
         for address, message in zip(addresses, messages, strict=True)

@@ -1,9 +1,9 @@
 """The coordinator: the one authority over a cluster's routing, epochs and leases. No I/O; time is an argument.
 
-A shard process draws a random incarnation when it starts and renews its lease every few seconds, saying where it listens and
-which epoch it holds. The coordinator remembers which incarnation it gave which buckets: another one in its place holds no rows,
-and the shard counts as lost until a restore commits a new epoch. A coordinator that was restarted itself takes routing over from
-the first renewals; shards and clients go on meanwhile.
+A shard process draws a random incarnation when it starts and renews its lease every few seconds, saying where it
+listens and which epoch it holds. The coordinator remembers which incarnation it gave which buckets: another one in
+its place holds no rows, and the shard counts as lost until a restore commits a new epoch. A coordinator that was
+restarted itself takes routing over from the first renewals; shards and clients go on meanwhile.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class Coordinator:
         ]
 
     def routing(self) -> Routing:
-        """The committed routing. Raises RowsLostError after a shard came back empty, UnavailableError before the first commit."""
+        """The committed routing. Raises RowsLostError after a shard came back empty, UnavailableError before the
+        first commit.
+        """
         if self._routing is None:
             raise UnavailableError(
                 f"cluster {self.name!r} is not ready: {len(self._leases)} of {self._num_shards} shards have reported"
@@ -88,7 +90,9 @@ class Coordinator:
         return self._routing
 
     def propose(self) -> Routing:
-        """A routing of a new epoch over the processes that live now. Raises UnavailableError while a shard has not reported."""
+        """A routing of a new epoch over the processes that live now. Raises UnavailableError while a shard has not
+        reported.
+        """
         if not self.ready():
             missing = sorted(set(range(self._num_shards)) - self._leases.keys())
             raise UnavailableError(

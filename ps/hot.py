@@ -30,7 +30,8 @@ class HotGradients:
     def exchange(
         self, keys: UniqueKeys, starts: Offsets, gradients: Gradients, is_hot: NDArray[np.bool_]
     ) -> tuple[UniqueKeys, Offsets, Gradients]:
-        """One step: keep the hot rows and return the others to push; every num_steps steps, return everything kept as well.
+        """One step: keep the hot rows and return the others to push; every num_steps steps, return everything kept as
+        well.
 
         keys: grouped by bucket, from `starts`; gradients: float32 [n, width]; the result has the same form.
         """
@@ -45,7 +46,9 @@ class HotGradients:
     def drain(
         self, keys: UniqueKeys | None = None, gradients: Gradients | None = None
     ) -> tuple[UniqueKeys, Offsets, Gradients]:
-        """Everything kept, summed per key in the order of steps, together with the rows given. Nothing is held afterwards."""
+        """Everything kept, summed per key in the order of steps, together with the rows given. Nothing is held
+        afterwards.
+        """
         if keys is not None and gradients is not None:
             self._keys.append(keys)
             self._gradients.append(gradients)

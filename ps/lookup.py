@@ -18,8 +18,9 @@ from ps.types import Gradients, Inverse, Keys, Offsets, Rows, UniqueKeys
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
-    """By table: keys, uint64 [u], unique and grouped by bucket; inverse, int64 [n], keys[inverse] are the raw keys; starts, int64
-    [num_buckets + 1], where each bucket's keys begin. Valid for the life of the cluster, whatever its routing."""
+    """By table: keys, uint64 [u], unique and grouped by bucket; inverse, int64 [n], keys[inverse] are the raw keys;
+    starts, int64 [num_buckets + 1], where each bucket's keys begin. Valid for the life of the cluster, whatever its
+    routing."""
 
     keys: Mapping[str, UniqueKeys]
     inverse: Mapping[str, Inverse]
@@ -57,7 +58,7 @@ def check_keys(spec: ClusterSpec, table: str, keys: Any) -> Keys:
         return array.astype(np.uint64)
     if array.dtype != np.uint64 or array.ndim != 1:
         raise RequestError(
-            f"keys of table {table!r} are {_shape(array)}; they must be uint64 [n] (ps.keys.pack makes them from slot and id)"
+            f"keys of table {table!r} are {_shape(array)}; they must be uint64 [n], as ps.keys.pack makes them"
         )
     return array
 
@@ -106,7 +107,9 @@ def check_payload(spec: ClusterSpec, table: str, psfunc: Psfunc, lookup: Lookup,
 
 
 def learning_rates(spec: ClusterSpec, table: str, given: float | Mapping[str, float] | None) -> list[float]:
-    """One per segment: given for all, by segment, or else the optimizer's own. Raises RequestError for an unknown segment."""
+    """One per segment: given for all, by segment, or else the optimizer's own. Raises RequestError for an unknown
+    segment.
+    """
     segments = table_spec(spec, table).segments
     if given is None:
         given = {}

@@ -1,4 +1,6 @@
-"""The three kinds of rounds: pull, push, and any other psfunc. What each sends to a shard, and what it makes of the replies."""
+"""The three kinds of rounds: pull, push, and any other psfunc. What each sends to a shard, and what it makes of the
+replies.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ WIRE_VERSION = 1
 
 @dataclass(frozen=True)
 class Identity:
-    """Of an update: the client object's random id, and the sequence number that all its messages share. READ: of reads."""
+    """Of an update: the client object's random id, and the sequence number that all its messages share. READ: of
+    reads.
+    """
 
     client: int = 0
     sequence: int = 0

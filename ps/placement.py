@@ -1,4 +1,5 @@
-"""Clusters on this machine: shards in this process, or processes of their own on the loopback. And `connect`, to any cluster.
+"""Clusters on this machine: shards in this process, or processes of their own on the loopback. And `connect`, to any
+cluster.
 
 with ps.local({"user": ps.TableSpec(...)}) as client: ...            one client, its own shards
 with LocalCluster(spec, shards=2, placement="process") as cluster:   several clients
@@ -39,7 +40,8 @@ class ShardProcess:
 
     def __init__(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self._command = [sys.executable, "-m", "ps.process", "--host", host, "--port", str(port), "--stop-at-eof"]
-        # The pipe to its standard input is never written to: the kernel closes it with this process, and the shard stops.
+        # The pipe to its standard input is never written to: the kernel closes it with this process, and the shard
+        # stops.
         self.process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -162,7 +164,9 @@ def local(
     seed: int = 0,
     psfunc_modules: tuple[str, ...] = (),
 ) -> Client:
-    """A client with shards of its own, which end with it. num_buckets, seed and psfunc_modules: where no ClusterSpec is given."""
+    """A client with shards of its own, which end with it. num_buckets, seed and psfunc_modules: where no ClusterSpec
+    is given.
+    """
     if isinstance(tables, ClusterSpec):
         spec = tables
     else:

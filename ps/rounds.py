@@ -6,7 +6,8 @@
     anything else, and no answer in time      final
 
 A message sent again carries the same client and sequence, so whatever a shard has applied already it skips.
-Threads: `start` runs at the caller, answers arrive on the transport's threads, tries after the first run on one thread a client.
+Threads: `start` runs at the caller, answers arrive on the transport's threads, tries after the first run on one
+thread a client.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Directory(Protocol):
     """Where the shards are. Calls may block for a few seconds."""
 
     def routing(self) -> Routing:
-        """The newest routing. Raises RowsLostError for a shard that came back empty, UnavailableError when nobody answers."""
+        """The newest routing. Raises RowsLostError for a shard that came back empty, UnavailableError when nobody
+        answers.
+        """
         ...
 
     def propose(self) -> Routing:
@@ -88,7 +91,9 @@ class Future(Generic[T]):
         self.was_waited_for = False
 
     def wait(self, timeout_seconds: float | None = None) -> T:
-        """Block until every shard has answered; return the result or raise the error. Raises TimeoutError after timeout_seconds."""
+        """Block until every shard has answered; return the result or raise the error. Raises TimeoutError after
+        timeout_seconds.
+        """
         if not futures.wait([self._inner], timeout_seconds).done:
             raise TimeoutError(f"no answer yet after {timeout_seconds:g} s; the round goes on")
         with self._lock:

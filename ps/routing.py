@@ -1,7 +1,8 @@
-"""Which shard owns which bucket, and where that shard listens. Immutable: a change is a new Routing with a higher epoch.
+"""Which shard owns which bucket, and where that shard listens. Immutable: a change is a new Routing with a higher
+epoch.
 
-A shard's buckets are contiguous in the initial assignment, so that its part of bucket-grouped keys is one slice and needs no
-copy. Any other assignment works too; its parts are index arrays, still in ascending bucket order.
+A shard's buckets are contiguous in the initial assignment, so that its part of bucket-grouped keys is one slice and
+needs no copy. Any other assignment works too; its parts are index arrays, still in ascending bucket order.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ Positions: TypeAlias = slice | NDArray[np.int64]  # of a shard's keys among the 
 
 @dataclass(frozen=True, eq=False)
 class Routing:
-    """owners: int32 [num_buckets], the shard index of each bucket. addresses: one per shard. epoch: 0 = nothing assigned."""
+    """owners: int32 [num_buckets], the shard index of each bucket. addresses: one per shard. epoch: 0 = nothing
+    assigned.
+    """
 
     epoch: int
     owners: NDArray[np.int32]
@@ -31,7 +34,7 @@ class Routing:
     def __post_init__(self) -> None:
         if len(self.owners) and not (int(self.owners.min()) >= 0 and int(self.owners.max()) < self.num_shards):
             raise RequestError(
-                f"routing of epoch {self.epoch} names a shard outside 0..{self.num_shards - 1}; give one address a shard"
+                f"routing of epoch {self.epoch} names a shard outside 0..{self.num_shards - 1}; each shard needs one"
             )
 
     @classmethod
@@ -56,7 +59,9 @@ class Routing:
         return buckets
 
     def split(self, bucket_starts: Offsets) -> list[Positions]:
-        """One Positions per shard, of keys grouped by bucket. bucket_starts: int64 [num_buckets + 1], starts of the groups."""
+        """One Positions per shard, of keys grouped by bucket. bucket_starts: int64 [num_buckets + 1], starts of the
+        groups.
+        """
         parts: list[Positions] = []
         for shard in range(self.num_shards):
             buckets = self.owned(shard)
@@ -82,7 +87,8 @@ def ranges(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int
     lengths = ends - starts
     total = int(lengths.sum())
     offsets = np.cumsum(lengths) - lengths
-    return np.arange(total, dtype=np.int64) + np.repeat(starts - offsets, lengths)
+    positions: NDArray[np.int64] = np.arange(total, dtype=np.int64) + np.repeat(starts - offsets, lengths)
+    return positions
 
 
 def count(positions: Positions) -> int:

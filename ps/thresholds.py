@@ -1,7 +1,8 @@
 """Which gradient rows are pushed: finite ones, with an L2 norm inside [drop_below, drop_above].
 
-Client and shard share this: with one worker the client judges its own gradients; in the synchronous group the shard judges the
-sum over workers. A dropped row is left out, not set to zero: a zero gradient would still decay weights and move momentum.
+Client and shard share this: with one worker the client judges its own gradients; in the synchronous group the shard
+judges the sum over workers. A dropped row is left out, not set to zero: a zero gradient would still decay weights and
+move momentum.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ ALL_KEPT = Judgement()
 
 def first_not_finite(gradients: Gradients) -> int:
     """Index of the first row with a NaN or an infinity, or -1. gradients: float32 [n, width], contiguous."""
-    return int(kernels.first_not_finite(gradients.reshape(-1).view(np.int32), max(1, gradients.shape[1])))
+    flat, width = gradients.reshape(-1), gradients.shape[1]
+    pair = int(kernels.first_pair_not_finite(flat[: len(flat) // 2 * 2].view(np.uint64)))
+    if pair < 0:
+        return len(gradients) - 1 if len(flat) % 2 and not np.isfinite(flat[-1]) else -1
+    return (2 * pair + int(np.isfinite(flat[2 * pair]))) // width
 
 
 def judge(gradients: Gradients, *, drop_above: float = 0.0, drop_below: float = 0.0) -> Judgement:
-    """Keep finite rows with drop_below <= norm <= drop_above; 0 turns a threshold off. gradients: float32 [n, width]."""
+    """Keep finite rows with drop_below <= norm <= drop_above; 0 turns one off. gradients: float32 [n, width]."""
     if drop_above == 0 and drop_below == 0 and first_not_finite(gradients) < 0:
         return ALL_KEPT
     squares = np.empty(len(gradients), np.float64)

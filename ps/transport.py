@@ -118,7 +118,9 @@ class Host(Protocol):
 
 
 class InProcessTransport:
-    """Calls the shards' own threads of work. hosts: by address, any text. Timeouts do not apply: nothing here can freeze alone."""
+    """Calls the shards' own threads of work. hosts: by address, any text. Timeouts do not apply: nothing here can
+    freeze alone.
+    """
 
     def __init__(self, hosts: Mapping[str, Host]) -> None:
         self._hosts = hosts

@@ -1,4 +1,6 @@
-"""The updates of one client that are on their way: their numbers, the bound on how many, and the errors nobody has seen yet."""
+"""The updates of one client that are on their way: their numbers, the bound on how many, and the errors nobody has
+seen yet.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Float arrays as bytes of a message: little-endian, row by row, in the wire dtype. Both ends round here and nowhere else.
+"""Float arrays as bytes of a message: little-endian, row by row, in the wire dtype. Both ends round here and nowhere
+else.
 
 Narrowing rounds to nearest even and saturates at the greatest finite value, so that a finite gradient stays one.
 """

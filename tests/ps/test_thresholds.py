@@ -46,5 +46,13 @@ def test_norms_agree_with_numpy(width, num_rows, seed):
     np.testing.assert_array_equal(keep, (norms <= 1.5) & (norms >= 0.5))
 
 
+@given(st.integers(1, 5), st.integers(1, 9), st.data())
+def test_the_first_row_that_is_not_finite_is_named(width, num_rows, data):
+    gradients = np.random.default_rng(1).normal(size=(num_rows, width)).astype(np.float32)
+    places = data.draw(st.lists(st.integers(0, width * num_rows - 1), max_size=3))
+    gradients.reshape(-1)[places] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
+    assert first_not_finite(gradients) == (min(places) // width if places else -1)
+
+
 def test_empty():
     assert judge(np.zeros((0, 4), np.float32), drop_above=1.0) is ALL_KEPT

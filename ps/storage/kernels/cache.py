@@ -1,7 +1,8 @@
 """The hot-key cache of one table: a set-associative store of rows and a blocked count-min sketch of key frequencies.
 
     set of a key   = multiply-high of the upper half of mix64(key); WAYS rows a set, stamp -1 marks an empty way
-    sketch         = uint32 [blocks, 16]; a key counts in one block (one cache line), once in each of its four groups of four
+    sketch         = uint32 [blocks, 16]; a key counts in one block (one cache line), once in each of its four groups
+    of four
 
 Arrays only; one thread at a time. A sampled estimate is never below the true count since the last halving.
 """
@@ -58,7 +59,8 @@ def _find(keys, stamps, num_sets, key, h):
 
 @kernel
 def read(cached_keys, cached_rows, stamps, sketch, wanted, oldest, out, missing):
-    """Count every key; copy rows not older than stamp `oldest` to out[i]; list the others' positions. Returns how many those are.
+    """Count every key; copy rows not older than stamp `oldest` to out[i]; list the others' positions. Returns how
+    many those are.
 
     wanted: uint64 [n], unique; out: float32 [n, width]; missing: int64 [n].
     """
@@ -88,7 +90,8 @@ def contains(cached_keys, stamps, wanted, out):
 
 @kernel
 def admit(cached_keys, cached_rows, stamps, sketch, keys, rows, positions, stamp, oldest, min_count):
-    """Store rows[i] of keys[i] for i in positions: over their older copy, or in place of an expired or less frequent row.
+    """Store rows[i] of keys[i] for i in positions: over their older copy, or in place of an expired or less frequent
+    row.
 
     A key seen fewer than min_count times is not admitted. Returns how many rows were stored.
     """

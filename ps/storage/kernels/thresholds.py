@@ -4,10 +4,13 @@ import numpy as np
 
 from ps.storage.kernels.build import kernel
 
+U64 = np.uint64
+
 
 @kernel
 def squared_norms(gradients, out):
-    """out[i] = sum of squares of gradients[i] in float64, four lanes in a fixed order. float32 [n, width] -> float64 [n].
+    """out[i] = sum of squares of gradients[i] in float64, four lanes in a fixed order. float32 [n, width] -> float64
+    [n].
 
     Squares of float32 cannot overflow a float64, so out[i] is not finite exactly where the row is not.
     """
@@ -29,17 +32,21 @@ def squared_norms(gradients, out):
 
 
 @kernel
-def first_not_finite(bits, width):
-    """Row of the first NaN or infinity in float32 [n, width] given as its int32 bits [n * width], or -1."""
-    magnitude, infinity = np.int32(0x7FFFFFFF), np.int32(0x7F800000)
-    block = 1024
-    for start in range(0, bits.shape[0], block):
-        end = min(start + block, bits.shape[0])
-        greatest = np.int32(0)
+def first_pair_not_finite(pairs):
+    """Index of the first pair of float32, as uint64 [n] patterns, that holds a NaN or an infinity; or -1.
+
+    Adding one to the exponent of both halves reaches their sign bits, which were cleared, exactly where all its bits
+    were set.
+    """
+    magnitudes, one, signs = U64(0x7FFFFFFF7FFFFFFF), U64(0x0080000000800000), U64(0x8000000080000000)
+    block = 512
+    for start in range(0, pairs.shape[0], block):
+        end = min(start + block, pairs.shape[0])
+        found = U64(0)
         for i in range(start, end):  # without a branch, so that it becomes vector code
-            greatest = max(greatest, bits[i] & magnitude)
-        if greatest >= infinity:
+            found |= (pairs[i] & magnitudes) + one
+        if found & signs:
             for i in range(start, end):
-                if bits[i] & magnitude >= infinity:
-                    return i // width
+                if ((pairs[i] & magnitudes) + one) & signs:
+                    return i
     return -1

@@ -1,4 +1,6 @@
-"""float32 to and from the 16-bit patterns of bfloat16, round to nearest even. Finite values stay finite: overflow saturates."""
+"""float32 to and from the 16-bit patterns of bfloat16, round to nearest even. Finite values stay finite: overflow
+saturates.
+"""
 
 import numpy as np
 
