@@ -68,10 +68,22 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(table))
         return
-    print("| recipe | test AUC | std | logloss | std | valid AUC | epochs | seconds a run |\n|---|---|---|---|---|---|---|---|")
+    print(
+        "| recipe | test AUC | std | logloss | std | valid AUC | epochs | seconds a run |\n|---|---|---|---|---|---|---|---|"
+    )
     for recipe, row in table.items():
-        cells = [row["auc"], row.get("auc_std", math.nan), row["logloss"], row.get("logloss_std", math.nan), row["valid_auc"]]
-        print(f"| {recipe} | " + " | ".join(f"{cell:.5f}" for cell in cells) + f" | {row['epochs']:.1f} | {row['seconds']:.0f} |")
+        cells = [
+            row["auc"],
+            row.get("auc_std", math.nan),
+            row["logloss"],
+            row.get("logloss_std", math.nan),
+            row["valid_auc"],
+        ]
+        print(
+            f"| {recipe} | "
+            + " | ".join(f"{cell:.5f}" for cell in cells)
+            + f" | {row['epochs']:.1f} | {row['seconds']:.0f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -149,7 +149,9 @@ class Weir:
 class TorchRec:
     """FBGEMM's fused table with the same tower, in this process."""
 
-    def __init__(self, numbers: list[np.ndarray], dense: list[Tensor], labels: list[Tensor], rows: int, dtype: str) -> None:
+    def __init__(
+        self, numbers: list[np.ndarray], dense: list[Tensor], labels: list[Tensor], rows: int, dtype: str
+    ) -> None:
         try:
             from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
             from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation

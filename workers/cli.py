@@ -1,6 +1,7 @@
 """The `weir` command. Human output goes to stderr; with --json stdout carries exactly one JSON object, last.
 
-Exit status: 0 done; 2 a mistake in the request, one clear line; 1 a failure; 130 interrupted (a checkpoint that resumes is left).
+Exit status: 0 done; 2 a mistake in the request, one clear line; 1 a failure; 130 interrupted (a checkpoint that resumes
+is left).
 """
 
 from __future__ import annotations
@@ -118,7 +119,9 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result), flush=True)
     else:
-        print(yaml.safe_dump(_readable(result), sort_keys=False, allow_unicode=True, width=120), file=sys.stderr, end="")
+        print(
+            yaml.safe_dump(_readable(result), sort_keys=False, allow_unicode=True, width=120), file=sys.stderr, end=""
+        )
 
 
 def _readable(value: Any) -> Any:

@@ -44,7 +44,9 @@ def _summary(path: Path) -> dict[str, Any]:
             }
             for table, rows in found.rows.items()
         },
-        "files": {part["file"]: {"bytes": part["bytes"], "crc32": f"{part['crc32']:08x}"} for part in found.manifest.parts},
+        "files": {
+            part["file"]: {"bytes": part["bytes"], "crc32": f"{part['crc32']:08x}"} for part in found.manifest.parts
+        },
     }
 
 

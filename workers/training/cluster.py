@@ -18,8 +18,11 @@ from workers.config import Config
 class OpenCluster(Protocol):
     """Running shards. name: that of the Ray cluster; is_attached: it was there before and stays."""
 
-    name: str
-    is_attached: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def is_attached(self) -> bool: ...
 
     def connect(self, options: ClientOptions | None = None) -> Client:
         """A new client, to be closed before the cluster."""
@@ -49,8 +52,8 @@ class _OnRay:
 def open_cluster(config: Config, *, local: bool = False) -> Iterator[OpenCluster]:
     """The job's shards: in this process with `local`, else as `cluster.placement` says.
 
-    On Ray it attaches to the recipe's running cluster, or starts one that ends with the job. Raises RequestError for a running
-    cluster of other tables.
+    On Ray it attaches to the recipe's running cluster, or starts one that ends with the job. Raises RequestError for a
+    running cluster of other tables.
     """
     placement = "inprocess" if local else config.cluster.placement
     if config.cluster.workers.count > 1 and placement != "ray":

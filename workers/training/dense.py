@@ -1,8 +1,8 @@
 """Dense state on disk: the tower and its optimizer, as one safetensors file. Nothing is pickled.
 
-    model/<name>                 parameters and buffers
-    optimizer/<index>/<name>     optimizer state of parameter <index>
-    metadata["param_groups"]     JSON, the optimizer's groups without their tensors
+model/<name>                 parameters and buffers
+optimizer/<index>/<name>     optimizer state of parameter <index>
+metadata["param_groups"]     JSON, the optimizer's groups without their tensors
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def load_dense(directory: Path, model: nn.Module, optimizer: Optimizer | None = 
     path = directory / FILE
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
             metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); take another checkpoint") from None
@@ -70,5 +70,7 @@ def _load_model(path: Path, model: nn.Module, saved: dict[str, Tensor]) -> None:
         if saved[name].shape != present[name].shape
     )
     if wrong:
-        raise CheckpointError(f"{path}: holds another model than the config builds; they differ in {', '.join(wrong[:3])}")
+        raise CheckpointError(
+            f"{path}: holds another model than the config builds; they differ in {', '.join(wrong[:3])}"
+        )
     model.load_state_dict(saved)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ from workers.training.world import World
 class Predictions:
     """What a split's metrics are computed from; all arrays share the order of samples.
 
-    logits, labels: float32 [n, num_tasks]; weights: float32 [n]; groups: uint64 [n]; probability: float64 [n, num_tasks]. A
-    column that the data does not have is None.
+    logits, labels: float32 [n, num_tasks]; weights: float32 [n]; groups: uint64 [n]; probability: float64 [n,
+    num_tasks]. A column that the data does not have is None.
     """
 
     logits: NDArray[np.float32]
@@ -31,20 +32,18 @@ class Predictions:
 
 def predict(scorer: Scorer, feeds: Iterable[Feed], world: World) -> Predictions:
     """Score this worker's share and gather everybody's. Neither rows nor tower change."""
-    columns: dict[str, list[NDArray]] = {"logits": [], "labels": [], "weights": [], "groups": [], "probability": []}
+    columns: dict[str, list[NDArray[Any]]] = {field.name: [] for field in fields(Predictions)}
     scorer.model.eval()
     with torch.inference_mode():
         for feed in feeds:
             logits, _ = scorer.score(feed, train=False)
             columns["logits"].append(logits.numpy())
-            for name in ("labels", "weights", "groups", "probability"):
+            for name in columns.keys() - {"logits"}:
                 value = getattr(feed.batch, name)
                 if value is not None:
                     columns[name].append(value)
-    gathered = {name: _gather(parts, world) for name, parts in columns.items()}
+    # Every worker has at least one batch of every split, so either all have a column or none.
+    gathered: dict[str, Any] = {
+        name: world.gather(np.concatenate(parts)) if parts else None for name, parts in sorted(columns.items())
+    }
     return Predictions(**gathered)
-
-
-def _gather(parts: list[NDArray], world: World) -> NDArray | None:
-    # Every worker has at least one batch of every split, so either all have the column or none.
-    return world.gather(np.concatenate(parts)) if parts else None

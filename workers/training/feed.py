@@ -1,4 +1,6 @@
-"""Batches on their way to the trainer: keys deduplicated in the background, the next pull under way where staleness allows."""
+"""Batches on their way to the trainer: keys deduplicated in the background, the next pull under way where staleness
+allows.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from workers.samples.batch import Batch
 from workers.samples.prefetch import prefetched
 
 if TYPE_CHECKING:
-    from ps.client import Client, Future, Lookup
+    from ps.client import Client
+    from ps.lookup import Lookup
+    from ps.rounds import Future
     from ps.types import Rows
 
 
@@ -28,7 +32,8 @@ def feeds(
 ) -> Iterator[Feed]:
     """Yield every batch in order.
 
-    With `prefetch_pull` the next batch's pull starts before this one is handed out, so its rows lack this batch's push: staleness 1.
+    With `prefetch_pull` the next batch's pull starts before this one is handed out, so its rows lack this batch's push:
+    staleness 1.
     """
     pairs = ((batch, client.prepare({table: bags.keys for table, bags in batch.bags.items()})) for batch in batches)
     with prefetched(pairs, prefetch_batches) as ready:

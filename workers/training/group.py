@@ -1,6 +1,8 @@
-"""Several workers: a Ray Train group with torch DDP (gloo) for the tower and synchronous groups at the shards for the rows.
+"""Several workers: a Ray Train group with torch DDP (gloo) for the tower and synchronous groups at the shards for the
+rows.
 
-Ray Train places the processes and sets up the process group; everything else is `job.work`, the same code as with one worker.
+Ray Train places the processes and sets up the process group; everything else is `job.work`, the same code as with one
+worker.
 """
 
 from __future__ import annotations
@@ -8,14 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray
@@ -26,7 +24,7 @@ from ps.errors import UnavailableError, WeirError
 from workers.config import Config
 from workers.training.cluster import OpenCluster
 from workers.training.progress import Follower
-from workers.training.runs import RESULT_FILE, STOP_FILE, Run
+from workers.training.runs import RESULT_FILE, Run
 from workers.training.world import World
 
 LOG_FILE = "log.txt"  # rank 0's lines, which the driver shows
@@ -54,7 +52,7 @@ def train_in_group(config: Config, cluster: OpenCluster, run: Run, checkpoint: P
         torch_config=TorchConfig(backend="gloo"),
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    with _stop_file_on_signals(run), Follower(run.directory, run.directory / LOG_FILE) as follower:
+    with run.stopped_by_signals(), Follower(run.directory, run.directory / LOG_FILE) as follower:
         _fit(trainer, follower)
     result: dict[str, Any] = json.loads((run.directory / RESULT_FILE).read_text())
     return result
@@ -118,22 +116,3 @@ def _worker(settings: dict[str, Any]) -> None:
         except WeirError as error:
             error.add_note(f"on {socket.gethostname()}, worker {world.rank}")
             raise
-
-
-@contextmanager
-def _stop_file_on_signals(run: Run) -> Iterator[None]:
-    """Ctrl-C reaches the driver only: it leaves a file in the run's directory, for which rank 0 looks after every step."""
-    path = run.directory / STOP_FILE
-    path.unlink(missing_ok=True)
-
-    def mark(signum: int, frame: FrameType | None) -> None:
-        path.touch()
-        signal.signal(signum, previous[signum])
-
-    previous = {number: signal.signal(number, mark) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        path.unlink(missing_ok=True)

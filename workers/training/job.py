@@ -1,9 +1,10 @@
-"""A whole job from its config: data, cluster, model, training, evaluation, result. The same for one worker and for several."""
+"""A whole job from its config: data, cluster, model, training, evaluation, result. The same for one worker and for
+several.
+"""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from workers.samples.schema import Schema
 from workers.training.cluster import open_cluster
 from workers.training.evaluation import Predictions
 from workers.training.progress import Reporter
-from workers.training.runs import Run, open_run, write_json
+from workers.training.runs import Run, open_run
 from workers.training.schedule import Schedule
 from workers.training.scorer import Scorer
 from workers.training.trainer import Trainer
@@ -38,7 +39,9 @@ def train(config: Config, *, local: bool = False) -> dict[str, Any]:
     """Train and evaluate; the result that `weir train --json` prints. Raises RequestError before anything is started."""
     schema = Schema(config)
     check(config, schema)
-    run, checkpoint = open_run(Path(config.runs), config.name, describe(config), resume=config.checkpoint.resume == "auto")
+    run, checkpoint = open_run(
+        Path(config.runs), config.name, describe(config), resume=config.checkpoint.resume == "auto"
+    )
     with open_cluster(config, local=local) as cluster:
         if config.cluster.workers.count > 1:
             from workers.training.group import train_in_group
@@ -60,7 +63,7 @@ def evaluate(config: Config, checkpoint: Path, *, local: bool = False) -> dict[s
     with open_cluster(config, local=local) as cluster, cluster.connect(config.cluster.client) as client:
         run = Run(checkpoint.parent)
         with Reporter(run.directory, quiet=True) as reporter:
-            trainer = _trainer(config, schema, splits, client, run, reporter, World())
+            trainer = build_trainer(config, schema, splits, client, run, reporter, World())
             trainer.restore(checkpoint, weights_only=True)
             found, predictions = trainer.evaluate("test")
     return {**_tested(found, predictions, config), "checkpoint": str(checkpoint)}
@@ -76,7 +79,7 @@ def work(
     schema = Schema(config)
     splits = open_splits(config)
     with Reporter(run.directory, quiet=not world.is_first, log=log) as reporter:
-        trainer = _trainer(config, schema, splits, client, run, reporter, world)
+        trainer = build_trainer(config, schema, splits, client, run, reporter, world)
         if checkpoint:
             trainer.restore(checkpoint)
             reporter.say(f"continuing {run.directory} after step {trainer.position.step}")
@@ -99,7 +102,7 @@ def describe(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-def _trainer(
+def build_trainer(
     config: Config,
     schema: Schema,
     splits: dict[str, Dataset],
@@ -108,6 +111,7 @@ def _trainer(
     reporter: Reporter,
     world: World,
 ) -> Trainer:
+    """The trainer of one of `world.size` workers, before its first step; with several, inside their process group."""
     torch.set_num_threads(config.train.threads or len(os.sched_getaffinity(0)))
     torch.manual_seed(config.seed)
     model: torch.nn.Module = _model(config, schema)

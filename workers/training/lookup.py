@@ -1,8 +1,8 @@
 """From the unique rows of a batch to the tensors that a model reads, and back to gradients per unique key.
 
 The rows of each segment become one leaf tensor [num_unique, dim]; `torch.nn.functional.embedding` (one key a bag) or
-`embedding_bag` (jagged, pooled) spreads them over samples and fields. Autograd then sums each key's gradient in batch order, so
-nothing here is written twice for the way back.
+`embedding_bag` (jagged, pooled) spreads them over samples and fields. Autograd then sums each key's gradient in batch
+order, so nothing here is written twice for the way back.
 """
 
 from __future__ import annotations
@@ -44,9 +44,7 @@ class RowLeaves:
                 leaf = torch.from_numpy(np.ascontiguousarray(rows[table][:, columns])).requires_grad_(train)
                 self._leaves[table, segment] = leaf
                 spread.setdefault(segment, {})[table] = _spread(leaf, positions, bags, batch.size)
-        self.segments = {
-            segment: _in_order(by_table, batch.bags, field_order) for segment, by_table in spread.items()
-        }
+        self.segments = {segment: _in_order(by_table, batch.bags, field_order) for segment, by_table in spread.items()}
 
     def gradients(self) -> dict[str, Gradients]:
         """By table, float32 [num_unique, width]; after `backward`. A segment that the model did not use has zeros."""
@@ -67,9 +65,7 @@ def _spread(leaf: Tensor, positions: Tensor, bags: Bags, size: int) -> Tensor:
         is_mean = np.tile(np.array(bags.mean, bool), size)
         bag_weights = np.where(is_mean, 1.0 / np.maximum(lengths, 1), 1.0).astype(np.float32)
         weights = torch.from_numpy(np.repeat(bag_weights, lengths))
-    pooled = embedding_bag(
-        positions, leaf, torch.from_numpy(bags.offsets[:-1]), mode="sum", per_sample_weights=weights
-    )
+    pooled = embedding_bag(positions, leaf, torch.from_numpy(bags.offsets[:-1]), mode="sum", per_sample_weights=weights)
     return pooled.view(size, len(bags.fields), leaf.shape[1])
 
 

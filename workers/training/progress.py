@@ -1,6 +1,7 @@
 """What a person sees of a run: a progress bar on a terminal, a line per evaluation elsewhere; and the curves as CSV.
 
-curves.csv has CURVE_COLUMNS every half second of training; valid.csv has step, epoch, loss and every metric per evaluation.
+curves.csv has CURVE_COLUMNS every half second of training; valid.csv has step, epoch, loss and every metric per
+evaluation.
 """
 
 from __future__ import annotations

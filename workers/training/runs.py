@@ -14,8 +14,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ps.checkpoint import MANIFEST
@@ -47,6 +52,32 @@ class Run:
     def stop_requested(self) -> bool:
         """Whether somebody left the file that asks the workers to save and stop."""
         return (self.directory / STOP_FILE).exists()
+
+    @contextmanager
+    def stopped_by_signals(self) -> Iterator[None]:
+        """Within, the first Ctrl-C or SIGTERM asks the run to stop, by a file that its workers look for between steps, on
+        whatever machine they are. A second one is not held back. Signals reach main threads only; elsewhere nothing
+        changes.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        request = self.directory / STOP_FILE
+        request.unlink(missing_ok=True)
+        previous: dict[int, Any] = {}
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            request.touch()
+            signal.signal(number, previous[number])
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            request.unlink(missing_ok=True)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json; after this the run is not continued any more."""

@@ -10,9 +10,10 @@ from typing import Any
 class Schedule:
     """Patience on a metric of the valid split.
 
-    An evaluation that does not improve the best by more than `min_delta` is a stall. After `patience` stalls in a row training
-    ends. After every `drop_patience` stalls in a row the learning rates of rows and tower are multiplied by `drop_factor`, at
-    most `max_drops` times (None: any number); where one more would be due training ends too. drop_factor 1: never dropped.
+    An evaluation that does not improve the best by more than `min_delta` is a stall. After `patience` stalls in a row
+    training ends. After every `drop_patience` stalls in a row the learning rates of rows and tower are multiplied by
+    `drop_factor`, at most `max_drops` times (None: any number); where one more would be due training ends too.
+    drop_factor 1: never dropped.
     """
 
     maximize: bool

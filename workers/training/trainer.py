@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
@@ -88,9 +84,9 @@ class Trainer:
 
         Raises InterruptedRunError after Ctrl-C, with a checkpoint written.
         """
-        with _interruptible() as interrupted:
+        with self.run.stopped_by_signals():
             while self.position.epoch < self.config.train.epochs and not self._is_finished():
-                self._epoch(interrupted)
+                self._epoch()
                 self.position.epoch, self.position.batch = self.position.epoch + 1, 0
         if self.schedule is not None and self.schedule.best_step is not None:
             self.restore(self._best_directory(self.schedule.best_step), weights_only=True)
@@ -104,19 +100,21 @@ class Trainer:
         return self.metrics(predictions), predictions
 
     def save(self, directory: Path) -> None:
-        """One global cut: every worker's pushes are acknowledged, then rows, tower, generators and position are written."""
+        """One global cut: every worker's pushes are acknowledged, then rows, tower and position are written."""
         self.client.flush()
         self.world.barrier()
         if self.world.is_first:
             directory.mkdir(parents=True, exist_ok=True)
             save_dense(directory, self.scorer.bare_model, self.optimizer)
             position = {**vars(self.position), "training_seconds": self.training_seconds}
-            write_json(directory / POSITION_FILE, {"position": position, "schedule": self.schedule and self.schedule.state()})
+            write_json(
+                directory / POSITION_FILE, {"position": position, "schedule": self.schedule and self.schedule.state()}
+            )
             self.client.save(str(directory.absolute()))  # writes the manifest last: only now is the checkpoint complete
         self.world.barrier()
 
     def keep_final(self) -> Path:
-        """The checkpoint of the weights that are loaded after `fit`: the best one, or else a new one of the last step."""
+        """The checkpoint of the weights that `fit` left loaded: the best one, or else a new one of the last step."""
         if self.schedule is not None and self.schedule.best_step is not None:
             return self._best_directory(self.schedule.best_step)
         self._checkpoint()
@@ -135,20 +133,18 @@ class Trainer:
             if self.schedule is not None and state["schedule"] is not None:
                 self.schedule.load(state["schedule"])
 
-    def _epoch(self, interrupted: Callable[[], bool]) -> None:
+    def _epoch(self) -> None:
         """The rest of the present epoch, with the evaluations and checkpoints that fall into it."""
         options, position = self.config.train, self.position
         train, drop_last = self.splits["train"], self.config.data.drop_last
         rank, world = self.world.rank, self.world.size
         self.reporter.epoch(position.epoch, train.num_batches(world=world, drop_last=drop_last), position.batch)
-        batches = train.batches(
-            position.epoch, rank=rank, world=world, start_batch=position.batch, drop_last=drop_last
-        )
+        batches = train.batches(position.epoch, rank=rank, world=world, start_batch=position.batch, drop_last=drop_last)
         last_saved = started = time.monotonic()
         for feed in self._feeds(batches, training=True):
             self.step(feed)
             self._report(feed.batch.size)
-            due = self.world.from_first(self._due(interrupted() or self.run.stop_requested, time.monotonic() - last_saved))
+            due = self.world.from_first(self._due(time.monotonic() - last_saved))
             if due:
                 self.client.flush()
                 self.training_seconds += time.monotonic() - started
@@ -158,9 +154,8 @@ class Trainer:
                     self._checkpoint()
                     last_saved = time.monotonic()
                 if due & STOP:
-                    raise InterruptedRunError(
-                        f"stopped after step {position.step}; the same command goes on from {self._checkpoint_directory()}"
-                    )
+                    saved = self._checkpoint_directory()
+                    raise InterruptedRunError(f"stopped after step {position.step}; run again to go on from {saved}")
                 started = time.monotonic()
             if self._is_finished():
                 break
@@ -180,7 +175,7 @@ class Trainer:
         )
 
     def _evaluate_valid(self) -> None:
-        """Evaluate the valid split, if there is one; keep the weights if they are the best so far; drop the rates if it stalls."""
+        """Evaluate the valid split, if there is one; keep the best weights so far; drop the rates on a plateau."""
         if "valid" not in self.splits:
             return
         metrics, _ = self.evaluate("valid")
@@ -203,7 +198,9 @@ class Trainer:
 
     def _is_finished(self) -> bool:
         max_steps = self.config.train.max_steps
-        return (self.schedule is not None and self.schedule.finished) or bool(max_steps and self.position.step >= max_steps)
+        return (self.schedule is not None and self.schedule.finished) or bool(
+            max_steps and self.position.step >= max_steps
+        )
 
     def _report(self, size: int) -> None:
         self.reporter.step(
@@ -215,7 +212,7 @@ class Trainer:
             self.learning_rate_scale,
         )
 
-    def _due(self, interrupted: bool, seconds_since_save: float) -> int:
+    def _due(self, seconds_since_save: float) -> int:
         """What comes after this step, as a sum of EVALUATE, SAVE and STOP."""
         step, every = self.position.step, self.config.train.evaluate_every_steps
         options = self.config.checkpoint
@@ -223,7 +220,7 @@ class Trainer:
         save = bool(options.every_steps and step % options.every_steps == 0) or bool(
             options.every_minutes and seconds_since_save >= 60 * options.every_minutes
         )
-        return EVALUATE * evaluate + SAVE * save + STOP * interrupted
+        return EVALUATE * evaluate + SAVE * save + STOP * self.run.stop_requested
 
     def _row_learning_rates(self) -> dict[str, dict[str, float]]:
         """Each segment's own rate times the schedule's scale: rows and tower drop together."""
@@ -245,23 +242,3 @@ class Trainer:
 
     def _best_directory(self, step: int) -> Path:
         return self.run.best / f"step-{step}"
-
-
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Within, the first Ctrl-C or SIGTERM only sets a mark that the loop reads between steps; a second one is not held back."""
-    marks: list[int] = []
-
-    def mark(signum: int, frame: FrameType | None) -> None:
-        marks.append(signum)
-        signal.signal(signum, previous[signum])
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # signals reach the main thread only
-        return
-    previous = {number: signal.signal(number, mark) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(marks)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -35,7 +35,7 @@ class World:
             distributed.barrier()
 
     def gather(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
-        """All workers' arrays, in rank order along the first axis, at every worker. Lengths may differ, the rest may not."""
+        """All workers' arrays in rank order along the first axis, at every worker. Only lengths may differ."""
         if self.size == 1:
             return array
         # gloo has no unsigned 64-bit type: bytes travel instead, padded to the longest.

@@ -16,7 +16,12 @@ RECIPE: dict[str, Any] = {
     "data": {
         "format": "generated",
         "batch_size": 128,
-        "generated": {"train_rows": 2000, "valid_rows": 500, "test_rows": 500, "keys": {"user": 50, "item": 30, "hour": 24}},
+        "generated": {
+            "train_rows": 2000,
+            "valid_rows": 500,
+            "test_rows": 500,
+            "keys": {"user": 50, "item": 30, "hour": 24},
+        },
     },
     "labels": {"click": "binary"},
     "fields": {

@@ -16,8 +16,8 @@ from workers.training.dense import FILE
 from workers.training.job import evaluate, train
 from workers.training.runs import InterruptedRunError
 
-RESULT_KEYS = """auc logloss gauc valid_auc epochs samples samples_per_second rows bytes_per_row cache_hit_rate checkpoint
-best_possible_auc""".split()
+RESULT_KEYS = """auc logloss gauc valid_auc epochs samples samples_per_second rows bytes_per_row cache_hit_rate
+checkpoint best_possible_auc""".split()
 
 
 def rows(checkpoint):
@@ -53,7 +53,9 @@ def test_result_has_what_is_promised_and_learns(tmp_path):
 
 
 def test_same_seed_same_bits_and_another_seed_others(tmp_path):
-    runs = [train(load(tmp_path, {"runs": str(tmp_path / n), "seed": seed})) for n, seed in (("a", 5), ("b", 5), ("c", 6))]
+    runs = [
+        train(load(tmp_path, {"runs": str(tmp_path / n), "seed": seed})) for n, seed in (("a", 5), ("b", 5), ("c", 6))
+    ]
     assert_same_bits(runs[0]["checkpoint"], runs[1]["checkpoint"])
     assert runs[0]["logloss"] == runs[1]["logloss"] != runs[2]["logloss"]
 
@@ -86,7 +88,8 @@ def test_restore_ends_where_an_uninterrupted_run_ends(tmp_path):
 
 
 def test_the_best_weights_are_kept_rows_too(tmp_path):
-    """A learning rate that diverges after the first epochs: the result is that of the best evaluation, not of the last."""
+    """A learning rate that diverges after the first epochs: the result is that of the best evaluation, not of the last.
+    """
     config = load(
         tmp_path,
         {"train.early_stopping": {"metric": "auc", "patience": 3}, "train.epochs": 60, "train.learning_rate": 0.2},
