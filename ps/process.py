@@ -33,11 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
     except WeirError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    ended = threading.Event()
+    # A pipe and not an Event: its lock could be held by the very thread that the signal interrupts.
+    until_end, end = os.pipe()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, lambda *_: os.write(end, b"."))
     if options.stop_at_eof:
-        threading.Thread(target=_watch_stdin, args=(ended,), daemon=True).start()
+        threading.Thread(target=_watch_stdin, args=(end,), daemon=True).start()
     where = {
         "port": server.port,
         "address": server.address,
@@ -45,15 +46,15 @@ def main(arguments: list[str] | None = None) -> int:
         "pid": os.getpid(),
     }
     print(json.dumps(where), flush=True)
-    ended.wait()
+    os.read(until_end, 1)
     server.stop()
     return 0
 
 
-def _watch_stdin(ended: threading.Event) -> None:
+def _watch_stdin(end: int) -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
-    ended.set()
+    os.write(end, b".")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class ShardServer:
         """Refuse new messages, give those that run a moment, and end all threads."""
         stopped: threading.Event = self._server.stop(grace_seconds)
         self.work.close()
-        stopped.wait()
+        stopped.wait(grace_seconds + 10)
         self.metrics.close()
 
 

@@ -204,7 +204,7 @@ def test_a_process_of_its_own_serves_and_ends(how):
             process.stdin.close()
         else:
             process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert isinstance(waiting.exception(10), WeirError)
     finally:
         process.kill()
