@@ -35,7 +35,8 @@ def first_not_finite(gradients: Gradients) -> int:
     pair = int(kernels.first_pair_not_finite(flat[: len(flat) // 2 * 2].view(np.uint64)))
     if pair < 0:
         return len(gradients) - 1 if len(flat) % 2 and not np.isfinite(flat[-1]) else -1
-    return (2 * pair + int(np.isfinite(flat[2 * pair]))) // width
+    first = 2 * pair + (1 if np.isfinite(flat[2 * pair]) else 0)
+    return first // int(width)
 
 
 def judge(gradients: Gradients, *, drop_above: float = 0.0, drop_below: float = 0.0) -> Judgement:

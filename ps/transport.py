@@ -15,7 +15,6 @@ import grpc
 
 from ps.errors import METADATA_KEY, UnavailableError, WeirError, from_wire, to_wire
 from ps.wire import MAX_MESSAGE_BYTES
-from ps.wire import MAX_MESSAGE_BYTES
 from ps.wire import weir_pb2 as pb
 
 Method: TypeAlias = Literal["Execute", "Assign", "Save", "Restore", "Status"]
