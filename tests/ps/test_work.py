@@ -19,8 +19,8 @@ from tests.ps.driving import NUM_BUCKETS, SPEC, TWO_TABLES, call, keys_in, keys_
 KEYS = keys_in(range(NUM_BUCKETS))
 
 
-def assigned(spec=SPEC, **options):
-    thread = WorkThread(Shard(), **options)
+def assigned(spec=SPEC, *, slice_seconds=0.005, **options):
+    thread = WorkThread(Shard(slice_seconds=slice_seconds), **options)
     routing = Routing.initial(spec.num_buckets, ["a:1"]).to_message()
     request = pb.AssignRequest(cluster_spec=spec.model_dump_json().encode(), routing=routing)
     thread.assign(request).result(120)
@@ -148,15 +148,15 @@ def test_short_reads_go_on_during_a_save_and_updates_wait(thread, tmp_path):
 
 
 def test_a_long_sweep_lets_pulls_through():
-    thread = assigned(TWO_TABLES)
-    keys = keys_of(*range(1, 200_000))
-    thread.execute(message(push(keys, 1.0, table="item", width=2), sequence=1)).result(60)
-    thread.execute(message(call("sweep", table="item"), sequence=2)).result(60)  # compiled and warm
-    sweeps = [thread.execute(message(call("sweep", table="item"), sequence=number)) for number in range(3, 43)]
-    overtaking = 0
-    while not sweeps[-1].done():
-        thread.execute(message(call("pull", keys=KEYS))).result(30)
-        overtaking += not sweeps[-1].done()
-    assert overtaking > 5
-    assert all(sweep.result(30).results[0].num_applied == len(keys) for sweep in sweeps)
+    """With slices of one bucket: a pull that comes behind a sweep is answered before it."""
+    thread = assigned(TWO_TABLES, slice_seconds=0.0)
+    thread.execute(message(push(KEYS, 1.0, table="item", width=2), sequence=1)).result(60)
+    release, order = hold(thread), []
+    sweep = thread.execute(message(call("sweep", table="item"), sequence=2))
+    pull = thread.execute(message(call("pull", keys=KEYS)))
+    for name, answer in (("sweep", sweep), ("pull", pull)):
+        answer.add_done_callback(lambda _, name=name: order.append(name))
+    release.set()
+    assert sweep.result(30).results[0].num_applied == len(KEYS)
+    assert order == ["pull", "sweep"]
     thread.close()
