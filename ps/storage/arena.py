@@ -1,8 +1,10 @@
 """The memory of a table: one reserved stretch of address space, given out in extents. Physical pages come when touched.
 
-    extent    consecutive units; a unit is 64 words (256 bytes). Freed extents give their whole pages back to the system at once
-              and serve later requests; what is left of one that is too long stays free.
-    unit 0    is never given out and stays 0: an empty bucket's index points there.
+    extent    consecutive units; a unit is 64 words (256 bytes)
+    held      free, its pages still there: what a grown index leaves. Used again first, by rows: giving pages back one by one would
+              break up the huge pages around them
+    released  free, its whole pages given back to the system: what a dropped bucket leaves
+    unit 0    is never given out and stays 0: an empty bucket's index points there
 
 Not thread-safe.
 """
@@ -48,9 +50,10 @@ class Arena:
         self.floats = self.words.view(np.float32)
         self.halves = self.words.view(np.uint16)
         self.num_units = len(self.words) // UNIT_WORDS
-        self.used_units = 1
+        self.resident_units = 1  # in use or held
         self._end = 1  # all units from here on were never used
-        self._free: dict[int, list[int]] = {}  # length -> starts
+        self._held: dict[int, list[int]] = {}  # length -> starts
+        self._released: dict[int, list[int]] = {}
         self._huge = False
 
     def room_for(self, units: int) -> bool:
@@ -59,25 +62,32 @@ class Arena:
 
     def allocate(self, units: int) -> int:
         """Start of a new extent, contents undefined. The caller has asked `room_for`."""
-        self.used_units += units
-        fit = min((length for length, starts in self._free.items() if starts and length >= units), default=0)
-        if fit:
-            start = self._free[fit].pop()
-            if fit > units:
-                self._free.setdefault(fit - units, []).append(start + units)
-            return start
+        for free in (self._held, self._released):
+            length = min((length for length, starts in free.items() if starts and length >= units), default=0)
+            if length:
+                start = free[length].pop()
+                if length > units:
+                    free.setdefault(length - units, []).append(start + units)
+                if free is self._released:
+                    self.resident_units += units
+                return start
         start = self._end
         if start + units > self.num_units:
             raise MemoryLimitError(f"the {self.num_units * UNIT_BYTES >> 20} MiB reserved for a table are used up")
         self._end += units
+        self.resident_units += units
         if not self._huge and self._end * UNIT_BYTES >= _HUGE_PAGES_FROM:
             self._advise_huge_pages()
         return start
 
-    def free(self, start: int, units: int) -> None:
-        """Take an extent back."""
-        self.used_units -= units
-        self._free.setdefault(units, []).append(start)
+    def hold(self, start: int, units: int) -> None:
+        """Take an extent back for later use, with its memory."""
+        self._held.setdefault(units, []).append(start)
+
+    def release(self, start: int, units: int) -> None:
+        """Take an extent back and give its whole pages to the system."""
+        self.resident_units -= units
+        self._released.setdefault(units, []).append(start)
         first = -(-start * UNIT_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE
         length = (start + units) * UNIT_BYTES // mmap.PAGESIZE * mmap.PAGESIZE - first
         if length > 0:
@@ -86,11 +96,12 @@ class Arena:
     def clear(self) -> None:
         """Take everything back."""
         self._map.madvise(mmap.MADV_DONTNEED, 0, self._end * UNIT_BYTES)
-        self.used_units, self._end = 1, 1
-        self._free.clear()
+        self.resident_units, self._end = 1, 1
+        self._held.clear()
+        self._released.clear()
 
     def _advise_huge_pages(self) -> None:
         self._huge = True
         with contextlib.suppress(OSError):  # a kernel without huge pages is only slower
             self._map.madvise(mmap.MADV_HUGEPAGE)
-            self._map.madvise(_MADV_COLLAPSE, 0, _HUGE_PAGES_FROM - (_HUGE_PAGES_FROM >> 2))
+            self._map.madvise(_MADV_COLLAPSE, 0, _HUGE_PAGES_FROM)

@@ -63,7 +63,7 @@ class Buckets:
 
     @property
     def memory_bytes(self) -> int:
-        return self.arena.used_units * UNIT_BYTES + self.table.nbytes
+        return self.arena.resident_units * UNIT_BYTES + self.table.nbytes
 
     def reserve(self, new_rows: NDArray[np.int64]) -> None:
         """Make room for new_rows [num_buckets] more rows. Raises MemoryLimitError, and changes nothing, if there is none."""
@@ -85,10 +85,10 @@ class Buckets:
         """Free everything of a bucket."""
         entry = self.table[bucket]
         for start, units in self._runs.pop(bucket, ()):
-            self.arena.free(start, units)
+            self.arena.release(start, units)
         for column, length in ((index.INDEX, index.CAPACITY), (index.DIRECTORY, index.DIRECTORY_CAPACITY)):
             if entry[length]:
-                self.arena.free(int(entry[column]) // UNIT_WORDS, int(entry[length]) // UNIT_WORDS)
+                self.arena.release(int(entry[column]) // UNIT_WORDS, int(entry[length]) // UNIT_WORDS)
         entry[:] = 0
 
     def clear(self) -> None:
@@ -129,7 +129,7 @@ class Buckets:
             new = arena.allocate(growth.directory // UNIT_WORDS) * UNIT_WORDS
             words[new : new + length] = words[old : old + length]
             if length:
-                arena.free(old // UNIT_WORDS, length // UNIT_WORDS)
+                arena.hold(old // UNIT_WORDS, length // UNIT_WORDS)
             entry[index.DIRECTORY], entry[index.DIRECTORY_CAPACITY] = new, growth.directory
         if growth.blocks:
             start = arena.allocate(growth.run_units)
@@ -145,4 +145,4 @@ class Buckets:
             layout, bits = self.layout.kernels, self.num_buckets.bit_length() - 1
             index.rebuild(words, self.table, growth.bucket, bits, layout.block_shift, layout.stride)
             if length:
-                arena.free(old // UNIT_WORDS, length // UNIT_WORDS)
+                arena.hold(old // UNIT_WORDS, length // UNIT_WORDS)

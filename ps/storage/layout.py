@@ -44,6 +44,11 @@ class RowLayout:
         return self.kernels.stride - _KEY_WORDS
 
     @property
+    def scratch_floats(self) -> int:
+        """Values and state of one row, decoded."""
+        return sum(s.dim + s.state_dim for s in self.kernels.segments)
+
+    @property
     def block_rows(self) -> int:
         return 1 << self.kernels.block_shift
 
@@ -115,5 +120,10 @@ def learning_rates_of(spec: TableSpec) -> NDArray[np.float32]:
 
 
 def _optimizer(segment: SegmentSpec) -> str:
-    optimizer = segment.optimizer
-    return "adam_sweep" if isinstance(optimizer, Adam) and optimizer.sweep else optimizer.name
+    match segment.optimizer:
+        case Adam(sweep=True):
+            return "adam_sweep"
+        case Adam(l2_per="step"):
+            return "adam_elapsed"
+        case optimizer:
+            return optimizer.name

