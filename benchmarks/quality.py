@@ -27,7 +27,7 @@ def train(recipe: str, seed: int, settings: list[str]) -> dict[str, Any]:
     for setting in (f"seed={seed}", "checkpoint.resume=never", *settings):
         command += ["--set", setting]
     started = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{recipe}, seed {seed}: exit status {done.returncode}\n{done.stderr[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -69,7 +69,7 @@ def main() -> None:
         print(json.dumps(table))
         return
     print(
-        "| recipe | test AUC | std | logloss | std | valid AUC | epochs | seconds a run |\n|---|---|---|---|---|---|---|---|"
+        "| recipe | test AUC | std | logloss | std | valid AUC | epochs | seconds |\n|---|---|---|---|---|---|---|---|"
     )
     for recipe, row in table.items():
         cells = [

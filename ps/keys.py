@@ -4,9 +4,9 @@
     id     = XXH64(utf-8 bytes of the value as text, seed 0) & (2^52 - 1)
     bucket = mix64(key) >> (64 - log2(num_buckets))
 
-Integers hash as their decimal text, so that a value is the same feature whether it came from CSV or Parquet. Two of 10^9 ids of
-a slot share an id about a hundred times: harmless for learning, and left so.
-These functions never change: stored rows depend on them. Test vectors in docs/keys.md and tests/ps/test_keys.py.
+Integers hash as their decimal text, so that a value is the same feature whether it came from CSV or Parquet. Two of
+10^9 ids of a slot share an id about a hundred times: harmless for learning, and left so. These functions never change:
+stored rows depend on them. Test vectors in docs/keys.md and tests/ps/test_keys.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ ID_MASK = np.uint64((1 << ID_BITS) - 1)
 
 
 def pack(slot: int, ids: Keys) -> Keys:
-    """Keys of a slot from feature ids (uint64 [n], their low 52 bits count). Raises RequestError for a slot beyond 4095."""
+    """Keys of a slot from feature ids (uint64 [n], their low 52 bits count). Raises RequestError for a slot beyond
+    4095.
+    """
     if not 0 <= slot <= MAX_SLOT:
         raise RequestError(f"slot {slot} is outside 0..{MAX_SLOT}")
     return (ids & ID_MASK) | np.uint64(slot << ID_BITS)

@@ -1,4 +1,5 @@
-"""What a table is: segments with their initializer, optimizer and codec. The same models are read from YAML and from Python.
+"""What a table is: segments with their initializer, optimizer and codec. The same models are read from YAML and from
+Python.
 
 Options that change behaviour (what is learnt): dim, initializer, optimizer, codec, seed, num_buckets.
 Options that change only cost: memory_limit_bytes.
@@ -49,7 +50,9 @@ class SGD(Spec):
 
 
 class AdaGrad(Spec):
-    """Duchi et al. 2011, per element: a += g^2; w -= lr * g / (sqrt(a) + eps); g includes l2 * w. As torch.optim.Adagrad."""
+    """Duchi et al. 2011, per element: a += g^2; w -= lr * g / (sqrt(a) + eps); g includes l2 * w. As
+    torch.optim.Adagrad.
+    """
 
     name: Literal["adagrad"] = "adagrad"
     learning_rate: float = Field(0.01, ge=0)
@@ -59,7 +62,9 @@ class AdaGrad(Spec):
 
 
 class RowWiseAdaGrad(Spec):
-    """One accumulator a row: a += mean(g^2); w -= lr * g / (sqrt(a) + eps); g includes l2 * w. FBGEMM's EXACT_ROWWISE_ADAGRAD."""
+    """One accumulator a row: a += mean(g^2); w -= lr * g / (sqrt(a) + eps); g includes l2 * w. FBGEMM's
+    EXACT_ROWWISE_ADAGRAD.
+    """
 
     name: Literal["rowwise_adagrad"] = "rowwise_adagrad"
     learning_rate: float = Field(0.01, ge=0)
@@ -72,6 +77,9 @@ class Adam(Spec):
 
     With `sweep`, a push only accumulates, and one table-wide update a step applies Adam and L2 to every existing row,
     as dense Adam does; the step count is then the push's `step`.
+
+    l2_per "push": a push adds l2 * w to the gradient. "step": it adds l2 * w for every step since the row's last push,
+    the whole-table pull in expectation, so that rare features are regularised as they are by a sweep.
     """
 
     name: Literal["adam"] = "adam"
@@ -80,7 +88,16 @@ class Adam(Spec):
     beta2: float = Field(0.999, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
     l2: float = Field(0.0, ge=0)
+    l2_per: Literal["push", "step"] = "push"
     sweep: bool = False
+
+    @model_validator(mode="after")
+    def _one_way_to_make_up(self) -> Adam:
+        if self.sweep and self.l2_per == "step":
+            raise ValueError(
+                "sweep moves every row at every step already; l2_per: step is for rows that are only pushed"
+            )
+        return self
 
 
 class FTRL(Spec):

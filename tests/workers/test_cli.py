@@ -33,7 +33,7 @@ def mistake(result):
     return line
 
 
-@pytest.fixture()
+@pytest.fixture
 def recipe(tmp_path):
     (tmp_path / "train.csv").write_text(CSV)
     return lambda changes=None: write(tmp_path, {**FILES, "data.root": str(tmp_path), **(changes or {})})

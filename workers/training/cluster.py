@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ps.client import Client
 from ps.errors import NoClusterError, RequestError
 from ps.options import ClientOptions
-from ps.placement import LocalCluster
+from ps.placement import LocalCluster, Placement
 from workers.config import Config
 
 
@@ -62,7 +62,7 @@ def open_cluster(config: Config, *, local: bool = False) -> Iterator[OpenCluster
             "set cluster.placement to ray and leave --local out, or set workers.count to 1"
         )
     if placement != "ray":
-        where = "process" if placement == "process" else "in-process"
+        where: Placement = "process" if placement == "process" else "in-process"
         with LocalCluster(
             config.cluster_spec(), shards=config.cluster.shards, placement=where, name=config.name
         ) as cluster:
@@ -137,7 +137,7 @@ def _start(config: Config, *, on_loopback: bool) -> None:
 
 
 def _open_ray(config: Config) -> bool:
-    """Join the Ray cluster that is named, or that runs on this machine; else start a small one. True if it was started."""
+    """Join the Ray cluster that is named or runs on this machine, else start a small one. True if it was started."""
     from ps import actor
 
     address = config.cluster.ray_address or os.environ.get("RAY_ADDRESS")

@@ -36,7 +36,7 @@ from workers.training.world import World
 
 
 def train(config: Config, *, local: bool = False) -> dict[str, Any]:
-    """Train and evaluate; the result that `weir train --json` prints. Raises RequestError before anything is started."""
+    """Train and evaluate; the result that `weir train --json` prints. Mistakes are raised before anything starts."""
     schema = Schema(config)
     check(config, schema)
     run, checkpoint = open_run(

@@ -55,8 +55,8 @@ class Run:
 
     @contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
-        """Within, the first Ctrl-C or SIGTERM asks the run to stop, by a file that its workers look for between steps, on
-        whatever machine they are. A second one is not held back. Signals reach main threads only; elsewhere nothing
+        """Within, the first Ctrl-C or SIGTERM asks the run to stop, by a file that its workers look for between steps,
+        on whatever machine they are. A second one is not held back. Signals reach main threads only; elsewhere nothing
         changes.
         """
         if threading.current_thread() is not threading.main_thread():
@@ -75,8 +75,8 @@ class Run:
         try:
             yield
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            for caught, handler in previous.items():
+                signal.signal(caught, handler)
             request.unlink(missing_ok=True)
 
     def finish(self, result: dict[str, Any]) -> None:

@@ -10,14 +10,26 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ps.checkpoint import MANIFEST, read_manifest, open_part
+from ps.checkpoint import MANIFEST, open_part, read_manifest
 from tests.workers.training.recipe import load
 from workers.training.dense import FILE
 from workers.training.job import evaluate, train
 from workers.training.runs import InterruptedRunError
 
-RESULT_KEYS = """auc logloss gauc valid_auc epochs samples samples_per_second rows bytes_per_row cache_hit_rate
-checkpoint best_possible_auc""".split()
+RESULT_KEYS = [
+    "auc",
+    "logloss",
+    "gauc",
+    "valid_auc",
+    "epochs",
+    "samples",
+    "samples_per_second",
+    "rows",
+    "bytes_per_row",
+    "cache_hit_rate",
+    "checkpoint",
+    "best_possible_auc",
+]
 
 
 def rows(checkpoint):
@@ -88,8 +100,7 @@ def test_restore_ends_where_an_uninterrupted_run_ends(tmp_path):
 
 
 def test_the_best_weights_are_kept_rows_too(tmp_path):
-    """A learning rate that diverges after the first epochs: the result is that of the best evaluation, not of the last.
-    """
+    """A learning rate that overfits: the result is that of the best evaluation, not of the last."""
     config = load(
         tmp_path,
         {"train.early_stopping": {"metric": "auc", "patience": 3}, "train.epochs": 60, "train.learning_rate": 0.2},

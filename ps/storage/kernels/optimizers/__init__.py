@@ -10,18 +10,19 @@ and, where it needs them,
     sweep(values, state, learning_rate, hyper, step)                   one step of the table-wide update
     rebase_state(before, values, state, learning_rate, hyper)          values were overwritten from outside
 
-values, gradient, before: float32 [dim]; state: float32 [state_dim(dim)]; learning_rate: float32; hyper: float64; step: int64.
-All arithmetic on rows is float32, without fused or reordered operations. The functions work on scratch: the caller decodes
-before, checks that everything is finite, and encodes after.
+values, gradient, before: float32 [dim]; state: float32 [state_dim(dim)]; learning_rate: float32; hyper: float64;
+step: int64. All arithmetic on rows is float32, without fused or reordered operations. The functions work on scratch:
+the caller decodes before, checks that everything is finite, and encodes after.
 """
 
-from ps.storage.kernels.optimizers import adagrad, adam, adam_sweep, ftrl, rowwise_adagrad, sgd
+from ps.storage.kernels.optimizers import adagrad, adam, adam_elapsed, adam_sweep, ftrl, rowwise_adagrad, sgd
 
 OPTIMIZERS = {
     "sgd": sgd,
     "adagrad": adagrad,
     "rowwise_adagrad": rowwise_adagrad,
     "adam": adam,
+    "adam_elapsed": adam_elapsed,
     "adam_sweep": adam_sweep,
     "ftrl": ftrl,
 }

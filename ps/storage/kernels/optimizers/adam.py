@@ -27,10 +27,10 @@ def power(base, exponent):
 
 
 @inlined
-def adam_step(values, state, gradient, learning_rate, hyper, step):
-    """torch.optim.Adam with weight_decay; state: moments [2 * dim], `step` counts from 1."""
+def adam_step(values, state, gradient, learning_rate, hyper, l2, step):
+    """torch.optim.Adam with weight_decay l2; state: moments [2 * dim], `step` counts from 1."""
     dim = values.shape[0]
-    beta2, eps, l2 = np.float32(hyper[1]), np.float32(hyper[2]), np.float32(hyper[3])
+    beta2, eps = np.float32(hyper[1]), np.float32(hyper[2])
     rest1, rest2 = np.float32(1.0 - hyper[0]), np.float32(1.0 - hyper[1])
     size = np.float32(np.float64(learning_rate) / (1.0 - power(hyper[0], step)))
     root = np.float32(np.sqrt(1.0 - power(hyper[1], step)))
@@ -54,4 +54,4 @@ def update(values, state, gradient, learning_rate, hyper, step):
     count = 2 * values.shape[0]
     # float32 counts exactly to 2^24 and then stays: the bias corrections are 1 long before.
     state[count] += np.float32(1)
-    adam_step(values, state, gradient, learning_rate, hyper, np.int64(state[count]))
+    adam_step(values, state, gradient, learning_rate, hyper, np.float32(hyper[3]), np.int64(state[count]))

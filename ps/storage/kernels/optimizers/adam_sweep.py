@@ -33,6 +33,6 @@ def update(values, state, gradient, learning_rate, hyper, step):
 def sweep(values, state, learning_rate, hyper, step):
     dim = values.shape[0]
     pending = part(state, 2 * dim, dim)
-    adam_step(values, state, pending, learning_rate, hyper, step)
+    adam_step(values, state, pending, learning_rate, hyper, np.float32(hyper[3]), step)
     for j in range(dim):
         pending[j] = np.float32(0)

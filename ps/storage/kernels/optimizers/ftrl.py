@@ -3,8 +3,8 @@
     s = (sqrt(n + g^2) - sqrt(n)) / alpha;  z += g - s * w;  n += g^2
     w = 0 if |z| <= l1 else -(z - sign(z) * l1) / ((beta + sqrt(n)) / alpha + l2)
 
-State: z [dim], n [dim]. The weight is a function of z and n, so a value that came from elsewhere (an initializer, an overwrite)
-sets z to what gives that value. A coordinate without gradient keeps its weight to the bit.
+State: z [dim], n [dim]. The weight is a function of z and n, so a value that came from elsewhere (an initializer, an
+overwrite) sets z to what gives that value. A coordinate without gradient keeps its weight to the bit.
 """
 
 import numpy as np
