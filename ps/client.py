@@ -23,7 +23,7 @@ from ps.lookup import Lookup, check_payload, check_psfunc, check_rows, learning_
 from ps.messages import READ, Execute, Identity, Pull
 from ps.options import ClientOptions
 from ps.psfunc import Counts, Kind, Psfunc
-from ps.psfuncs import Delete
+from ps.psfuncs import Clear, Delete
 from ps.pusher import Pusher
 from ps.rounds import Connection, Directory, Future
 from ps.routing import Routing
@@ -144,6 +144,11 @@ class Client:
     def delete(self, table: str, keys: Keys) -> Counts:
         """Delete the rows of keys; `applied` counts those that existed."""
         counts: Counts = self.update(table, Delete(), keys)
+        return counts
+
+    def clear(self, table: str) -> Counts:
+        """Delete all rows of a table; `applied` counts them."""
+        counts: Counts = self.update(table, Clear())
         return counts
 
     # Batches: several tables in one message a shard.

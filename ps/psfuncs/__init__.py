@@ -1,11 +1,12 @@
 """The psfuncs that every shard knows. Importing this package registers them."""
 
 from ps.psfuncs.aggregates import Aggregate, Max, Min, Nnz, Nrm2, Size, Sum
-from ps.psfuncs.rows import Delete, Pull, Push, Sweep
+from ps.psfuncs.rows import Clear, Delete, Pull, Push, Sweep
 from ps.psfuncs.updates import Fill, Map, RowUpdate, Scale
 
 __all__ = [
     "Aggregate",
+    "Clear",
     "Delete",
     "Fill",
     "Map",

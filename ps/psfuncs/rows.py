@@ -1,4 +1,4 @@
-"""pull, push, delete and sweep: the psfuncs of training."""
+"""pull, push, delete, clear and sweep: the psfuncs of training."""
 
 from __future__ import annotations
 
@@ -70,6 +70,24 @@ class Delete(Psfunc):
     def apply(self, task: Task) -> Answer:
         assert task.keys is not None
         return Answer(counts=Counts(applied=task.table.delete(task.keys)))
+
+
+@register("clear")
+@dataclass(frozen=True)
+class Clear(Psfunc):
+    """Remove all rows."""
+
+    kind: ClassVar[Kind] = "update"
+    takes_keys: ClassVar[Literal["always", "optional", "never"]] = "never"
+
+    def apply(self, task: Task) -> Running:
+        applied = 0
+        rows = task.table.rows_per_bucket
+        for bucket in task.buckets.tolist():
+            applied += int(rows[bucket])
+            task.table.drop_bucket(bucket)
+            yield
+        return Answer(counts=Counts(applied=applied))
 
 
 @register("sweep")

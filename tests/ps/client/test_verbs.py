@@ -109,6 +109,19 @@ def test_delete(client):
     np.testing.assert_array_equal(client.pull("user", keys), first)
 
 
+def test_clear_removes_every_row_of_one_table(client):
+    keys = fresh_keys(20)
+    first = client.pull("item", keys)
+    for table in ("item", "user"):
+        client.push(table, keys, gradients_for(keys, client.spec.tables[table].width), step=1).wait()
+    size, others = client.get("item", ps.Size()), client.get("user", ps.Size())
+    assert client.clear("item").applied == size >= 20
+    assert client.get("item", ps.Size()) == 0
+    assert client.get("user", ps.Size()) == others
+    np.testing.assert_array_equal(client.pull("item", keys), first)
+    assert client.push("item", keys, np.ones((20, 2), np.float32), step=2).wait().created == 20
+
+
 def test_tables_that_sweep_are_swept_at_every_shard_once_a_push(client):
     keys = fresh_keys(40)
     client.push("swept", keys, np.ones((40, 2), np.float32), step=1, learning_rate=0.5).wait()

@@ -39,6 +39,7 @@ RECIPE = {
     },
     "data.drop_last": True,
     "data.generated.train_rows": 2000,  # 15 whole batches of 2B an epoch, and a part that is left out
+    "data.generated.test_rows": 4 * 2 * BATCH + 1,  # the second worker has a batch more to evaluate
     "train.epochs": 99,
     "train.max_steps": STEPS,
 }
@@ -89,10 +90,9 @@ def test_losses_follow(ranks, address, tmp_path, case):
     assert both[0].losses != both[1].losses  # a half of the batch each
     assert np.mean(alone.losses[-10:]) < np.mean(alone.losses[:10]) - 0.01
     assert both[0].metrics == both[1].metrics  # of everybody's predictions
-    assert both[0].metrics == pytest.approx(alone.metrics, rel=1e-3)
-    if "drop_below" in str(CASES[case]):
-        for counted in ("dropped_below", "dropped_above"):
-            dropped = {worker.stats[counted] for worker in [alone, *both]}
-            print(counted, dropped)
-            assert dropped == {alone.stats[counted]}
-            assert dropped.pop() > 100
+    # A bias before a batch norm has no gradient but rounding, which Adam scales up to whole steps: running means follow late.
+    assert both[0].metrics == pytest.approx(alone.metrics, rel=2e-2 if "norm" in case else 1e-3)
+    for counted in ("dropped_below", "dropped_above"):  # every rank is told of the whole step
+        dropped = [worker.stats[counted] for worker in (alone, *both)]
+        assert dropped == [alone.stats[counted]] * 3
+        assert (dropped[0] > 100) == ("thresholds" in case), dropped
