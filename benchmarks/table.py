@@ -2,16 +2,17 @@
 
     python benchmarks/table.py [--json] [--quick] [--rows N] [--rounds N] [--markdown FILE]
 
-Both sides take the same array of 106,496 raw keys with duplicates and hold the same rows under the same optimizer (row-wise AdaGrad).
+Both sides take the same array of 106,496 raw keys with duplicates and hold the same rows under the same optimizer
+(row-wise AdaGrad).
 
-    pull    keys -> float32 [106496, 16] in their order. Weir: hash, find, decode. FBGEMM: forward with bags of one key; its table is a
-            dense array, so the key is the row number and nothing is hashed.
+    pull    keys -> float32 [106496, 16] in their order. Weir: hash, find, decode. FBGEMM: forward with bags of one key;
+            its table is a dense array, so the key is the row number and nothing is hashed.
     push    gradients float32 [106496, 16] of those keys -> rows. Weir: dedupe, sum, find, update, round. FBGEMM: backward
             with its fused update, which dedupes and sums too.
 
-fp32 is compared with fp32; bf16 with FBGEMM's fp16, both with stochastic rounding. Keys are uniform, or Zipf 1.1 scattered over the
-table. Sides take turns within a round; a ratio is taken within a round, and its median over rounds is printed with the quartiles.
-FBGEMM's memory gets huge pages too (THP_MEM_ALLOC_ENABLE): without them it is slower.
+fp32 is compared with fp32; bf16 with FBGEMM's fp16, both with stochastic rounding. Keys are uniform, or Zipf 1.1
+scattered over the table. Sides take turns within a round; a ratio is taken within a round, and its median over rounds
+is printed with the quartiles. FBGEMM's memory gets huge pages too (THP_MEM_ALLOC_ENABLE): without them it is slower.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from ps.storage.unique import sum_by_key, unique_by_bucket
 
 DIM, BATCH, NUM_BUCKETS, ZIPF = 16, 106_496, 256, 1.1
 LEARNING_RATE, EPS = 0.01, 1e-8
-SCATTER = 0x9E3779B1  # odd: maps ranks to row numbers one to one within a power of two
+SCATTER = 0x9E3779B1  # has no common divisor with the number of rows: maps ranks to row numbers one to one
 
 
 class Weir:
@@ -115,9 +116,9 @@ def keys_of(kind: str, rows: int, rng: np.random.Generator) -> np.ndarray:
     return (ranks.astype(np.uint64) * np.uint64(SCATTER)) % np.uint64(rows)
 
 
-def seconds(action: Callable[[], Any]) -> float:
+def seconds(action: Callable[[np.ndarray], Any], keys: np.ndarray) -> float:
     started = time.perf_counter()
-    action()
+    action(keys)
     return time.perf_counter() - started
 
 
@@ -147,7 +148,7 @@ def compare(codec: str, rows: int, rounds: int, results: dict[str, Any]) -> None
             keys = keys_of(kind, rows, rng)
             sides = [("weir", ours), ("fbgemm", theirs)]
             for name, side in sides if step % 2 else sides[::-1]:
-                pulled, pushed = seconds(lambda side=side: side.pull(keys)), side.push(keys, gradients, step + 1)
+                pulled, pushed = seconds(side.pull, keys), side.push(keys, gradients, step + 1)
                 if step >= 2:  # the first two warm up
                     times[f"pull_{name}"].append(pulled)
                     times[f"push_{name}"].append(pushed)
@@ -168,7 +169,7 @@ def compare(codec: str, rows: int, rounds: int, results: dict[str, Any]) -> None
 def markdown(results: dict[str, Any]) -> str:
     """The dated table."""
     lines = [
-        f"Machine: {results['machine']['model']}, {results['machine']['cores']} cores, caches {results['machine']['caches']}.",
+        "Machine: {model}, {cores} cores, caches {caches}.".format(**results["machine"]),
         f"{results['rows']:,} rows, dim {DIM}, batches of {BATCH:,} raw keys, one thread, {results['rounds']} rounds.",
         "",
         "| | Weir, M keys/s | FBGEMM, M keys/s | ratio | quartiles |",

@@ -1,8 +1,8 @@
 """The memory of a table: one reserved stretch of address space, given out in extents. Physical pages come when touched.
 
     extent    consecutive units; a unit is 64 words (256 bytes)
-    held      free, its pages still there: what a grown index leaves. Used again first, by rows: giving pages back one by one would
-              break up the huge pages around them
+    held      free, its pages still there: what a grown index leaves. Used again first, by rows: giving pages back one
+              by one would break up the huge pages around them
     released  free, its whole pages given back to the system: what a dropped bucket leaves
     unit 0    is never given out and stays 0: an empty bucket's index points there
 
@@ -31,7 +31,9 @@ class Arena:
     """`words`, `floats`, `halves`: uint32, float32 and uint16 views of the same memory. Offsets count units."""
 
     def __init__(self, reserve_bytes: int | None = None) -> None:
-        """Reserves `reserve_bytes` of address space (default: twice the physical memory), or half as often as it takes."""
+        """Reserves `reserve_bytes` of address space (default: twice the physical memory), or half as often as it
+        takes.
+        """
         size = reserve_bytes or 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         size = max(size, _FLOOR_BYTES)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE

@@ -1,8 +1,8 @@
 """Room for rows: the blocks, directory and index of every bucket, and when they grow.
 
-Blocks come in runs that belong to one bucket and grow with it (about a sixteenth of its rows, at most 256 KiB), so growth copies no
-row and a bucket is freed whole. An index grows by 1.3 when it is 4/5 full; where in that cycle a bucket stands is staggered over
-the buckets, so that they do not all grow in one push. Not thread-safe.
+Blocks come in runs that belong to one bucket and grow with it (about a sixteenth of its rows, at most 256 KiB), so
+growth copies no row and a bucket is freed whole. An index grows by 1.3 when it is 4/5 full; where in that cycle a
+bucket stands is staggered over the buckets, so that they do not all grow in one push. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ class Buckets:
         return self.arena.resident_units * UNIT_BYTES + self.table.nbytes
 
     def reserve(self, new_rows: NDArray[np.int64]) -> None:
-        """Make room for new_rows [num_buckets] more rows. Raises MemoryLimitError, and changes nothing, if there is none."""
+        """Make room for new_rows [num_buckets] more rows. Raises MemoryLimitError, and changes nothing, if there is
+        none.
+        """
         rows, capacity, blocks = self.rows + new_rows, self.table[:, index.CAPACITY], self.table[:, index.BLOCKS]
         short = (rows > blocks * self.layout.block_rows) | (rows > capacity * _FULL)
         growths = [self._plan(int(b), int(rows[b])) for b in np.flatnonzero(short & (new_rows > 0))]
@@ -75,7 +77,8 @@ class Buckets:
         if (self.limit_bytes is not None and after > self.limit_bytes) or not self.arena.room_for(units):
             limit = self.limit_bytes or self.arena.num_units * UNIT_BYTES
             raise MemoryLimitError(
-                f"table {self.name!r}: {int(new_rows.sum())} new rows need {after >> 20} MiB, the limit is {limit >> 20} MiB; "
+                f"table {self.name!r}: {int(new_rows.sum())} new rows need {after >> 20} MiB, "
+                f"the limit is {limit >> 20} MiB; "
                 "raise memory_limit_bytes, add shards, or admit fewer keys. Nothing was written"
             )
         for growth in growths:
@@ -116,11 +119,13 @@ class Buckets:
         return growth
 
     def _capacity(self, bucket: int, rows: int) -> int:
-        """The least entry of the bucket's series least * 1.3 ** (bucket / num_buckets + k) that is not full, in whole units."""
+        """The least entry of the bucket's series least * 1.3 ** (bucket / num_buckets + k) that is not full, in whole
+        units.
+        """
         phase = bucket / self.num_buckets
-        steps = math.ceil(math.log(rows / (_FULL * _LEAST_CAPACITY), _GROWTH) - phase)
+        steps: int = math.ceil(math.log(rows / (_FULL * _LEAST_CAPACITY), _GROWTH) - phase)
         wanted = max(_LEAST_CAPACITY * _GROWTH ** (phase + max(steps, 0)), rows / _FULL)
-        return UNIT_WORDS * math.ceil(wanted / UNIT_WORDS)
+        return UNIT_WORDS * int(-(-wanted // UNIT_WORDS))
 
     def _grow(self, growth: _Growth) -> None:
         entry, words, arena = self.table[growth.bucket], self.arena.words, self.arena

@@ -1,9 +1,9 @@
 """A sparse table: rows of one layout, by key, without vocabulary or fixed size.
 
-A row that does not exist reads as its initial value; pull never writes; push creates. A row changes only when every number of its
-next values and state is finite, and a call that raises has changed nothing. What a row becomes depends on its own key,
-gradients and steps, never on what else a call carried. Single-threaded, no I/O; sweeps and scans go bucket by bucket, so a caller can
-do other work in between.
+A row that does not exist reads as its initial value; pull never writes; push creates. A row changes only when every
+number of its next values and state is finite, and a call that raises has changed nothing. What a row becomes depends
+on its own key, gradients and steps, never on what else a call carried. Single-threaded, no I/O; sweeps and scans go
+bucket by bucket, so a caller can do other work in between.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class Block:
 
 
 class Table:
-    """One table, or the part of it in this process. Counters: saturated, nonfinite, created, deleted (rows or elements so far)."""
+    """One table, or the part of it in this process. Counters: saturated, nonfinite, created, deleted (rows or
+    elements so far).
+    """
 
     def __init__(self, name: str, spec: TableSpec, *, seed: int, num_buckets: int) -> None:
         """num_buckets: a power of two. Compiles the kernels of the row layout, or reads them from the cache."""
@@ -103,7 +105,7 @@ class Table:
         self.pull(np.zeros(1, np.uint64))
 
     def pull(self, keys: Keys, out: Rows | None = None) -> Rows:
-        """float32 [n, width]: the rows of any keys, duplicates too; initial values where there is no row. Writes nothing.
+        """float32 [n, width]: rows of any keys, duplicates too; initial values where there is none. Writes nothing.
 
         out: C-contiguous float32 [n, width] to fill instead of a new array.
         """
@@ -118,8 +120,8 @@ class Table:
     def push(self, keys: UniqueKeys, gradients: Gradients, *, step: int, learning_rates: Floats) -> PushCounts:
         """Apply one gradient (float32 [n, width]) to the row of each key, creating it where there is none.
 
-        learning_rates: float32 [num_segments]. Keys are unique; grouped by bucket is fastest. Raises RequestError for shapes that
-        do not fit, MemoryLimitError when there is no room for new rows; both before anything is written.
+        learning_rates: float32 [num_segments]. Keys are unique; grouped by bucket is fastest. Raises RequestError for
+        shapes that do not fit, MemoryLimitError when there is no room for new rows; both before anything is written.
         """
         keys, gradients = np.ascontiguousarray(keys, np.uint64), np.ascontiguousarray(gradients, np.float32)
         rates = self._checked_rates(learning_rates)
@@ -141,13 +143,12 @@ class Table:
         return self._counted(counts, created)
 
     def sweep(self, bucket: int, *, step: int, learning_rates: Floats) -> int:
-        """One step of the table-wide update of the segments that have one, on every row of the bucket; returns how many rows.
+        """One step of the table-wide update, of the segments that have one, on a bucket; returns how many rows it has.
 
         step: as the pushes', counted from 1: Adam's bias correction uses it.
         """
         rates, counts = self._checked_rates(learning_rates), np.zeros(3, np.int64)
         _, addresses = self._rows_of(bucket, 0, int(self._buckets.rows[bucket]))
-        arena = self._buckets.arena
         self._kernels.sweep_rows(
             *self._memory[:3], addresses, rates, self._hyper, self._streams, step, counts, self._workspace[2]
         )
@@ -211,7 +212,7 @@ class Table:
             yield keys, images.view(np.uint8)
 
     def write_images(self, keys: UniqueKeys, images: Images) -> None:
-        """Set rows to images (uint8 [n, image_bytes]), creating them where needed. Rows new here keep the order of `keys`.
+        """Set rows to images (uint8 [n, image_bytes]), creating rows in the order of `keys` where there are none.
 
         Raises RequestError for a wrong shape, MemoryLimitError when there is no room; both before anything is written.
         """
@@ -252,7 +253,8 @@ class Table:
     def _surely_fits(self, num_keys: int) -> bool:
         """Whether even all-new keys would fit, so that no row need be looked up before the first is written."""
         rows, block_bytes = self.num_rows + num_keys, 256 * self._layout.block_units
-        # New rows, a sixteenth more in runs, 16 bytes a row for new indexes and directories, and a least size per bucket.
+        # New rows, a sixteenth more in runs, 16 bytes a row for new indexes and directories, and a least size per
+        # bucket.
         worst = num_keys * self._layout.row_bytes + rows * self._layout.row_bytes // 16 + 16 * rows
         worst += min(num_keys, self.num_buckets) * (2 * block_bytes + 2048)
         limit, buckets = self._buckets.limit_bytes, self._buckets

@@ -1,4 +1,6 @@
-"""Duplicates of a batch: the distinct keys grouped by bucket, and sums of gradients per distinct key. Thread-safe, stateless."""
+"""Duplicates of a batch: the distinct keys grouped by bucket, and sums of gradients per distinct key. Thread-safe,
+stateless.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ _MAX_KEYS = 1 << 30
 def unique_by_bucket(keys: Keys, num_buckets: int) -> tuple[UniqueKeys, Inverse, Offsets]:
     """The distinct keys [u], the place of each raw key among them [n], and where each bucket starts [num_buckets + 1].
 
-    Keys are grouped by bucket, ascending; inside a bucket they stand in order of first appearance. `distinct[inverse]` equals
-    `keys`. num_buckets: a power of two. Raises RequestError for more than 2^30 keys.
+    Keys are grouped by bucket, ascending; inside a bucket they stand in order of first appearance.
+    `distinct[inverse]` equals `keys`. num_buckets: a power of two. Raises RequestError for more than 2^30 keys.
     """
     if len(keys) > _MAX_KEYS:
         raise RequestError(f"a batch of {len(keys)} keys is more than {_MAX_KEYS}; send it in parts")
@@ -35,8 +37,8 @@ def sum_by_key(
 ) -> Gradients:
     """float32 [u, w]: the sum, in batch order, of the gradients [n, w] of each distinct key.
 
-    With `out` (float32 [u, W], zeros or earlier sums), adds into out[:, column:column + w] and returns `out`: gradients of
-    several segments then stand side by side without a copy. Raises RequestError when shapes do not fit.
+    With `out` (float32 [u, W], zeros or earlier sums), adds into out[:, column:column + w] and returns `out`:
+    gradients of several segments then stand side by side without a copy. Raises RequestError when shapes do not fit.
     """
     width = gradients.shape[1]
     if out is None:

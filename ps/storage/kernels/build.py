@@ -1,11 +1,11 @@
 """How kernels are compiled and cached.
 
-numba's own cache does not notice an edited helper in another file. So every kernel is cached in a private folder (mode 0700)
-named by a hash of all kernel sources and of the versions that matter: an edit starts an empty folder.
+numba's own cache does not notice an edited helper in another file. So every kernel is cached in a private folder
+(mode 0700) named by a hash of all kernel sources and of the versions that matter: an edit starts an empty folder.
 
-A kernel with a signature is compiled (or read from the cache) when its module is imported, once, for exactly those types; one
-without is compiled for the types of its first call. Inputs that may come from a read-only buffer, such as a decoded message,
-are declared `readonly_array`: numba passes writable arrays there too.
+A kernel with a signature is compiled (or read from the cache) when its module is imported, once, for exactly those
+types; one without is compiled for the types of its first call. Inputs that may come from a read-only buffer, such as
+a decoded message, are declared `readonly_array`: numba passes writable arrays there too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def sources_digest() -> str:
 
 @cache
 def cache_folder() -> Path:
-    """The private folder of compiled kernels: $WEIR_CACHE_DIR or ~/.cache/weir, or a temporary one if that cannot be private."""
+    """The private folder of compiled kernels: $WEIR_CACHE_DIR or ~/.cache/weir, or a temporary one if that cannot be
+    private.
+    """
     root = Path(os.environ.get("WEIR_CACHE_DIR") or Path.home() / ".cache" / "weir")
     folder = root / sources_digest()
     try:
@@ -90,6 +92,8 @@ def typed_kernel(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]],
 
 
 def inlined(function: Callable[..., Any]) -> Compiled:
-    """A helper for use inside kernels only, merged into its callers so that their constants reach it; they carry the cache."""
+    """A helper for use inside kernels only, merged into its callers so that their constants reach it; they carry the
+    cache.
+    """
     compiled: Compiled = numba.njit(forceinline=True, nogil=True, error_model="numpy")(function)
     return compiled

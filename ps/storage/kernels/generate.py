@@ -1,7 +1,7 @@
 """Kernels specialised to a row layout: modules made of a template and the constants of the layout.
 
-Equal layouts give equal text, hence one module and one entry of the compile cache, in every process. Modules lie in the private
-folder of build.py. Nothing here depends on numba.
+Equal layouts give equal text, hence one module and one entry of the compile cache, in every process. Modules lie in
+the private folder of build.py. Nothing here depends on numba.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def _segment_text(ordinal: int, segment: SegmentLayout) -> str:
     return "\n".join([*lines, *(f"{name} = {value}" for name, value in constants.items())])
 
 
-# Row functions of table.py: name, arguments of the segment's function, whether one segment can be chosen, how results are joined.
+# Row functions of table.py: name, arguments of the segment's function, whether one segment can be chosen, how results
+# are joined.
 _ROW_FUNCTIONS = (
     ("read", "floats, halves, address, out, base", True, None),
     ("initial", "key, hyper, streams, out, base, code_floats, code_halves", False, None),
@@ -142,7 +143,8 @@ def _load_once(text: str) -> str:
         finally:
             os.unlink(temporary)
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

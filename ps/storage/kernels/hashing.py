@@ -1,7 +1,7 @@
 """mix64 (a 64-bit finalizer) for placing keys, and XXH64 over packed strings for making them.
 
-mix64 is the finalizer of SplitMix64 (Steele, Lea, Flood 2014). XXH64 is Yann Collet's xxHash with seed 0. Both are fixed for
-ever: files, routing and serving depend on them. Test vectors in tests/ps/test_keys.py.
+mix64 is the finalizer of SplitMix64 (Steele, Lea, Flood 2014). XXH64 is Yann Collet's xxHash with seed 0. Both are
+fixed for ever: files, routing and serving depend on them. Test vectors in tests/ps/test_keys.py.
 """
 
 import numpy as np

@@ -8,8 +8,8 @@
 
     h = mix64(key): bucket = its top bits; home = (the next 32 bits * CAPACITY) >> 32; tag = its low 8 bits, 1 for 0
 
-Rows of a bucket are dense: 0 .. ROWS - 1. An empty bucket has INDEX = CAPACITY = 0, and word 0 of the arena is always 0, so that
-a search there ends at once. A search fetches lines for a whole chunk of keys ahead of use.
+Rows of a bucket are dense: 0 .. ROWS - 1. An empty bucket has INDEX = CAPACITY = 0, and word 0 of the arena is always
+0, so that a search there ends at once. A search fetches lines for a whole chunk of keys ahead of use.
 """
 
 import numpy as np
@@ -140,7 +140,9 @@ def found_row(words, buckets, key, i, bucket_bits, block_shift, stride, hashes, 
 
 @typed_kernel("int64", WORDS, BUCKETS, KEYS, "int64", "int64", "int64", ADDRESSES, array("int64"), HASH_RING, ADDRESSES)
 def locate(words, buckets, keys, bucket_bits, block_shift, stride, addresses, missing, hashes, ring):
-    """addresses[i] [n]: row of keys[i] or -1; missing [num_buckets] += keys without a row. Returns how many have none."""
+    """addresses[i] [n]: row of keys[i] or -1; missing [num_buckets] += keys without a row. Returns how many have
+    none.
+    """
     words, buckets, keys, hashes, ring = borrow(words), borrow(buckets), borrow(keys), borrow(hashes), borrow(ring)
     total = np.int64(0)
     for start in range(0, keys.shape[0], CHUNK):
@@ -232,7 +234,9 @@ def _remove_entry(words, buckets, b, hole, bucket_bits, block_shift, stride):
 
 @typed_kernel("int64", WORDS, BUCKETS, KEYS, "int64", "int64", "int64")
 def remove(words, buckets, keys, bucket_bits, block_shift, stride):
-    """Delete the rows of the keys that have one; the last row of a bucket fills the hole. Returns how many were deleted."""
+    """Delete the rows of the keys that have one; the last row of a bucket fills the hole. Returns how many were
+    deleted.
+    """
     words, buckets, keys = borrow(words), borrow(buckets), borrow(keys)
     removed = np.int64(0)
     for i in range(keys.shape[0]):

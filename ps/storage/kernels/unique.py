@@ -24,8 +24,8 @@ AHEAD = 12  # rows between asking for a line and using it
 def find_distinct(keys, bucket_bits, slots, distinct, buckets, inverse, counts):
     """Number the distinct keys in order of first appearance; returns how many.
 
-    slots: zeros, a power of two of at least 2 * n, hash table of number + 1; distinct, buckets [n]: key and bucket of each
-    number; inverse [n]: number of each key; counts [num_buckets], zeros on entry: distinct keys of each bucket.
+    slots: zeros, a power of two of at least 2 * n, hash table of number + 1; distinct, buckets [n]: key and bucket of
+    each number; inverse [n]: number of each key; counts [num_buckets], zeros on entry: distinct keys of each bucket.
     """
     mask = U64(slots.shape[0] - 1)
     shift = U64(64 - bucket_bits)
@@ -69,7 +69,8 @@ def find_distinct(keys, bucket_bits, slots, distinct, buckets, inverse, counts):
 def group_by_bucket(distinct, buckets, counts, starts, grouped, places, inverse):
     """Counting sort of the distinct keys by bucket, stable, and the inverse renumbered.
 
-    counts [num_buckets]; starts [num_buckets + 1], out; grouped [u], out; places [u]: scratch; inverse [n]: renumbered in place.
+    counts [num_buckets]; starts [num_buckets + 1], out; grouped [u], out; places [u]: scratch; inverse [n]:
+    renumbered in place.
     """
     starts[0] = 0
     for b in range(counts.shape[0]):

@@ -1,10 +1,10 @@
 """Views without references or checks, and a float32 as its bits.
 
-numba counts a reference, atomically, wherever an array passes into a helper. `borrow` gives the same array without a count: a kernel
-borrows its arguments first, which made the search through the index ten times faster.
+numba counts a reference, atomically, wherever an array passes into a helper. `borrow` gives the same array without a
+count: a kernel borrows its arguments first, which made the search through the index ten times faster.
 
-`part` makes a view whose length the compiler knows when it is a constant, so that loops over it are unrolled and vectorised.
-It is not counted as a reference and checks no bounds: use it only while its array lives, inside it.
+`part` makes a view whose length the compiler knows when it is a constant, so that loops over it are unrolled and
+vectorised. It is not counted as a reference and checks no bounds: use it only while its array lives, inside it.
 """
 
 from llvmlite import ir

@@ -6,7 +6,6 @@ import pytest
 from ps.spec import TableSpec
 from ps.storage.table import Table
 
-
 KEYS = np.arange(20_000, dtype=np.uint64)
 
 

@@ -56,7 +56,7 @@ def test_an_empty_table_touches_little_memory():
 def test_the_limit_is_checked_before_anything_is_written():
     table = table_of(limit=8 * MIB)
     added = 0
-    with pytest.raises(MemoryLimitError, match="table 'ads'.*memory_limit_bytes"):
+    with pytest.raises(MemoryLimitError, match=r"table 'ads'.*memory_limit_bytes"):
         for first in range(0, 10**6, 5000):
             fill(table, first, 5000)
             added += 5000

@@ -6,8 +6,8 @@
     encode_nearest(values, codes) -> int                           to the nearest code, ties to even
     encode_stochastic(values, codes, stream, key, step) -> int     up or down with the probability of its nearness
 
-Both encoders take finite values, return how many exceeded the greatest finite code and were set to it, and keep the code of a
-value that `decode` gave.
+Both encoders take finite values, return how many exceeded the greatest finite code and were set to it, and keep the
+code of a value that `decode` gave.
 """
 
 from ps.storage.kernels.codecs import bf16, fp16, fp32

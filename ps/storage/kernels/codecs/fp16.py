@@ -1,7 +1,7 @@
 """fp16 (IEEE binary16), without infinities: greater values become 65504, and are counted.
 
-Below 2^-14 the codes are multiples of 2^-24. Both ranges are computed and one is chosen: values of fresh rows lie in both.
-No step of it makes a subnormal float32, which some CPUs handle a hundred times slower.
+Below 2^-14 the codes are multiples of 2^-24. Both ranges are computed and one is chosen: values of fresh rows lie in
+both. No step of it makes a subnormal float32, which some CPUs handle a hundred times slower.
 """
 
 import numpy as np

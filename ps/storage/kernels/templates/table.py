@@ -1,4 +1,4 @@
-"""The kernels of one row layout: pull, push, first values, the table-wide update, and rows read and overwritten in blocks.
+"""The kernels of one row layout: pull, push, first values, table-wide update, rows read and overwritten.
 
 Rows are found as index.py says. A row changes only when every number of its next values and state is finite.
 """
