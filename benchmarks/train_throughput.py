@@ -34,7 +34,6 @@ from torch import Tensor, nn
 
 import ps
 from ps.actor import connect_cluster, start_cluster, stop_cluster
-from ps.keys import pack
 from workers.config import Config
 from workers.models.layers import MLP
 from workers.samples.batch import Bags, Batch
@@ -278,7 +277,8 @@ def breakdown(weir: Weir, steps: int) -> dict[str, float]:
 
 
 def machine() -> str:
-    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
     cores = len(os.sched_getaffinity(0))
     return f"{model}, {cores} cores, {platform.system()} {platform.release()}, torch {torch.__version__}"
 
