@@ -6,14 +6,13 @@ gRPC.
     restarts     Ray starts a dead shard anew, on any port. It comes back empty: clients get RowsLostError until
     `restore`
 
-Ray must be initialised by the caller (`open_ray`). Calls block; none longer than its stated seconds.
+The caller has joined Ray (`ps/session.py`). Calls block; none longer than its stated seconds.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -27,7 +26,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ps import control
 from ps.client import Client
 from ps.coordinator import Coordinator, Lease
+from ps.coordinator_metrics import coordinator_registry
 from ps.errors import NoClusterError, RequestError, UnavailableError, WeirError, from_wire, to_wire
+from ps.metrics import Endpoint
 from ps.options import ClientOptions
 from ps.psfunc import load_modules
 from ps.routing import Routing
@@ -48,11 +49,13 @@ _ENVIRONMENT = {"env_vars": {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "
 class CoordinatorActor:
     """Holds a Coordinator. Outcomes are ("ok", value) or (code, message, class name), as errors travel on the wire."""
 
-    def __init__(self, name: str, spec_json: str, num_shards: int) -> None:
+    def __init__(self, name: str, spec_json: str, num_shards: int, on_loopback: bool = False) -> None:
         self._spec_json = spec_json
         spec = ClusterSpec.model_validate_json(spec_json)
         self._coordinator = Coordinator(name, num_shards=num_shards, num_buckets=spec.num_buckets)
         self._group: PlacementGroup | None = None
+        host = "127.0.0.1" if on_loopback else ray.util.get_node_ip_address()
+        self._metrics_address = f"{host}:{Endpoint(coordinator_registry(self._coordinator), host, 0).port}"
 
     def renew(self, shard: int, *, address: str, incarnation: int, routing: bytes, pid: int, node: str) -> None:
         held = Routing.from_message(pb.Routing.FromString(routing)) if routing else None
@@ -81,9 +84,10 @@ class CoordinatorActor:
         return self._group
 
     def describe(self) -> dict[str, Any]:
-        """Epoch, lost and silent shards, and each shard's lease."""
+        """Where its metrics are, epoch, lost and silent shards, and each shard's lease."""
         coordinator, now = self._coordinator, time.monotonic()
         return {
+            "metrics_address": self._metrics_address,
             "epoch": coordinator.epoch,
             "lost": coordinator.lost(),
             "silent": coordinator.silent(now),
@@ -174,47 +178,6 @@ class RayDirectory:
         return Routing.from_message(pb.Routing.FromString(self.ask(method)))
 
 
-def open_ray(address: str | None = None, *, num_cpus: int | None = None, connect_seconds: float = 5.0) -> None:
-    """Join the Ray cluster at `address` ("host:port", or "auto" for this machine's), or start a small one here where
-    it is None.
-
-    Raises UnavailableError with one line when nobody listens there. Does nothing when Ray is initialised.
-    """
-    if ray.is_initialized():
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
-        return
-    place = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
-    if place != "auto":
-        _check_listening(place, connect_seconds)
-    try:
-        ray.init(address=place, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise NoClusterError(
-            f"no Ray cluster at {place!r}: {reason}; start one with `ray start --head`, or leave the address out"
-        ) from error
-
-
-def close_ray() -> None:
-    """Leave Ray; ends it where `open_ray` started it."""
-    ray.shutdown()
-
-
-def _check_listening(place: str, connect_seconds: float) -> None:
-    host, _, port = place.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        raise RequestError(f"Ray address {place!r} is not host:port")
-    try:
-        socket.create_connection((host, int(port)), connect_seconds).close()
-    except OSError as error:
-        raise NoClusterError(
-            f"no Ray cluster at {place}: {error.strerror or error}; start one with `ray start --head --port {port}`"
-        ) from error
-
-
 def namespace(name: str) -> str:
     return f"weir-{name}"
 
@@ -267,7 +230,7 @@ def start_cluster(
                 max_restarts=-1,
                 runtime_env=_ENVIRONMENT,
             )
-            .remote(name, spec.model_dump_json(), shards)
+            .remote(name, spec.model_dump_json(), shards, on_loopback)
         )
         ray.get(coordinator.keep.remote(group), timeout=start_seconds)
         actors = [
@@ -287,14 +250,7 @@ def start_cluster(
         ]
         ray.get([actor.address.remote() for actor in actors], timeout=max(0.1, deadline - time.monotonic()))
         _wait_until(lambda: bool(ray.get(coordinator.ready.remote(), timeout=CALL_SECONDS)), deadline, name)
-        directory = RayDirectory(name)
-        routing = directory.propose()
-        transport = GrpcTransport()
-        try:
-            control.assign(transport, spec, routing)
-        finally:
-            transport.close()
-        directory.commit(routing)
+        reassign_cluster(name)
     except (RayActorError, GetTimeoutError) as error:
         _remove(name, group, shards)
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
@@ -302,15 +258,48 @@ def start_cluster(
     except BaseException:
         _remove(name, group, shards)
         raise
-    return directory
+    return RayDirectory(name)
 
 
 def connect_cluster(name: str, options: ClientOptions | None = None) -> Client:
     """A client of a running cluster; any process in Ray may have one. Raises UnavailableError when there is none."""
     directory = RayDirectory(name)
-    spec = ClusterSpec.model_validate_json(directory.ask("spec"))
+    spec = cluster_spec(name)
     load_modules(spec.psfunc_modules)
     return Client(spec, GrpcTransport(), directory, directory.routing(), options, cluster=name)
+
+
+def cluster_spec(name: str) -> ClusterSpec:
+    """What the shards of a running cluster agree on."""
+    return ClusterSpec.model_validate_json(RayDirectory(name).ask("spec"))
+
+
+def wait_until_answering(name: str, seconds: float = 60.0) -> dict[str, Any]:
+    """The cluster's status once every shard answers; Ray may be starting one anew. Raises UnavailableError naming those
+    that do not in time.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        report = cluster_status(name)
+        silent = [shard["shard"] for shard in report["shards"] if shard["state"] == "silent"]
+        if not silent and report["shards"]:
+            return report
+        if time.monotonic() > deadline:
+            raise UnavailableError(
+                f"shards {silent} of cluster {name!r} do not answer; `weir status` shows it, `weir down` ends it"
+            )
+        time.sleep(0.5)
+
+
+def reassign_cluster(name: str) -> None:
+    """Give every shard its place anew, those too that came back empty. Their rows stay lost: restore or clear next."""
+    directory, transport = RayDirectory(name), GrpcTransport()
+    routing = directory.propose()
+    try:
+        control.assign(transport, cluster_spec(name), routing)
+    finally:
+        transport.close()
+    directory.commit(routing)
 
 
 def stop_cluster(name: str) -> None:
@@ -321,8 +310,8 @@ def stop_cluster(name: str) -> None:
 
 
 def cluster_status(name: str) -> dict[str, Any]:
-    """name, epoch, lost, silent, and for each shard its place, and what it says of itself: tables, queue_depth,
-    uptime_seconds.
+    """name, metrics_address, epoch, lost, silent, and for each shard its place, and what it says of itself: tables,
+    queue_depth, uptime_seconds, metrics_address.
     """
     report: dict[str, Any] = {"name": name, **RayDirectory(name).ask("describe")}
     transport = GrpcTransport()

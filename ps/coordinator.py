@@ -34,7 +34,7 @@ class Coordinator:
 
     def __init__(self, name: str, *, num_shards: int, num_buckets: int, lease_seconds: float = 10.0) -> None:
         self.name = name
-        self._num_shards = num_shards
+        self.num_shards = num_shards
         self._num_buckets = num_buckets
         self._lease_seconds = lease_seconds
         self._leases: dict[int, Lease] = {}
@@ -53,15 +53,15 @@ class Coordinator:
 
     def renew(self, lease: Lease) -> None:
         """A shard process lives. Raises RequestError for a shard that the cluster does not have."""
-        if not 0 <= lease.shard < self._num_shards:
-            raise RequestError(f"cluster {self.name!r} has shards 0..{self._num_shards - 1}, not {lease.shard}")
+        if not 0 <= lease.shard < self.num_shards:
+            raise RequestError(f"cluster {self.name!r} has shards 0..{self.num_shards - 1}, not {lease.shard}")
         self._leases[lease.shard] = lease
         if lease.routing is not None:
             self._take_over(lease, lease.routing)
 
     def ready(self) -> bool:
         """Whether every shard has reported."""
-        return len(self._leases) == self._num_shards
+        return len(self._leases) == self.num_shards
 
     def lost(self) -> list[int]:
         """Shards whose process is not the one that was given rows."""
@@ -73,7 +73,7 @@ class Coordinator:
         """Shards that never reported, or not within the lease."""
         return [
             shard
-            for shard in range(self._num_shards)
+            for shard in range(self.num_shards)
             if shard not in self._leases or now - self._leases[shard].renewed_at > self._lease_seconds
         ]
 
@@ -83,7 +83,7 @@ class Coordinator:
         """
         if self._routing is None:
             raise UnavailableError(
-                f"cluster {self.name!r} is not ready: {len(self._leases)} of {self._num_shards} shards have reported"
+                f"cluster {self.name!r} is not ready: {len(self._leases)} of {self.num_shards} shards have reported"
             )
         if lost := self.lost():
             raise RowsLostError(rows_lost(self.name, lost))
@@ -94,11 +94,11 @@ class Coordinator:
         reported.
         """
         if not self.ready():
-            missing = sorted(set(range(self._num_shards)) - self._leases.keys())
+            missing = sorted(set(range(self.num_shards)) - self._leases.keys())
             raise UnavailableError(
                 f"cluster {self.name!r}: shards {missing} have not reported yet; try again in a few seconds"
             )
-        addresses = tuple(self._leases[shard].address for shard in range(self._num_shards))
+        addresses = tuple(self._leases[shard].address for shard in range(self.num_shards))
         # Two proposals never share an epoch, even when the first is never committed.
         newest = max([self.epoch, *(each.routing.epoch for each in self._leases.values() if each.routing is not None)])
         if self._proposed is not None:

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from threading import Thread
-from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -25,6 +23,26 @@ from ps.errors import RequestError
 from ps.work import WorkThread
 
 _BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+
+
+class Endpoint:
+    """HTTP endpoint of a registry, on a daemon thread. port: that which was taken."""
+
+    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+        """port: 0 takes a free one. Raises RequestError for one in use."""
+        try:
+            self._server, self._thread = start_http_server(port, host, registry)
+        except OSError as error:
+            raise RequestError(
+                f"metrics cannot listen on {host}:{port}: {error.strerror}; choose another port, or 0 for a free one"
+            ) from error
+        self.port = int(self._server.server_port)
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
 
 
 class Metrics:
@@ -38,8 +56,7 @@ class Metrics:
         self._seconds = Histogram(
             "weir_seconds", "Seconds from arrival to answer", ["kind"], buckets=_BUCKETS, registry=self.registry
         )
-        self._server: WSGIServer | None = None
-        self._thread: Thread | None = None
+        self._endpoint: Endpoint | None = None
 
     def observe(self, kind: str, seconds: float) -> None:
         """Count an answer."""
@@ -51,20 +68,13 @@ class Metrics:
 
     def serve(self, host: str, port: int) -> int:
         """Open the HTTP endpoint; 0 takes a free port. Returns the port. Raises RequestError for a port in use."""
-        try:
-            self._server, self._thread = start_http_server(port, host, self.registry)
-        except OSError as error:
-            raise RequestError(
-                f"metrics cannot listen on {host}:{port}: {error.strerror}; choose another port, or 0 for a free one"
-            ) from error
-        return int(self._server.server_port)
+        self._endpoint = Endpoint(self.registry, host, port)
+        return self._endpoint.port
 
     def close(self) -> None:
         """Close the endpoint."""
-        if self._server is not None and self._thread is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._thread.join()
+        if self._endpoint is not None:
+            self._endpoint.close()
 
 
 class _ShardCollector(Collector):

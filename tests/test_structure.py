@@ -31,7 +31,7 @@ LEVELS = [
             "ps.tally", "ps.unsettled",
         ]
     },
-    {"shells": ["ps", "ps.actor", "ps.coordinator", "ps.placement"]},
+    {"shells": ["ps", "ps.actor", "ps.coordinator", "ps.coordinator_metrics", "ps.placement", "ps.session"]},
     {"config": ["workers.config", "workers.metrics"]},
     {"samples": ["workers.samples"], "models": ["workers.models"]},
     {"training": ["workers.training"]},
@@ -45,7 +45,7 @@ LIBRARIES = {
     "numba": ["ps.storage.kernels"],
     "llvmlite": ["ps.storage.kernels"],
     "grpc": ["ps.server", "ps.transport", "ps.wire"],
-    "ray": ["ps.actor", "ps.coordinator", "workers.training.group"],
+    "ray": ["ps.actor", "ps.session", "workers.training.group"],
     "torch": ["workers.models", "workers.training"],
 }
 

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 import ps
-from ps import actor
+from ps import actor, session
 from tests.ps.client.conftest import SPEC, fresh_keys
 
 pytestmark = pytest.mark.cluster
@@ -138,11 +138,11 @@ def test_a_dead_ray_address_is_one_line_at_once(no_ray):
         port = free.getsockname()[1]
     started = time.monotonic()
     with pytest.raises(ps.UnavailableError, match=rf"no Ray cluster at 127.0.0.1:{port}: .*ray start --head") as caught:
-        actor.open_ray(f"127.0.0.1:{port}")
+        session.open_ray(f"127.0.0.1:{port}")
     assert "\n" not in str(caught.value)
     assert time.monotonic() - started < 10
 
 
 def test_a_ray_address_without_a_port(no_ray):
     with pytest.raises(ps.RequestError, match="Ray address 'somewhere' is not host:port"):
-        actor.open_ray("somewhere")
+        session.open_ray("somewhere")

@@ -18,18 +18,22 @@ BUCKETS_PER_SHARD = 64
 
 
 class Workers(Section):
-    """count: processes that compute; cpus: what each asks of Ray."""
+    """count: processes that compute; cpus: what each asks of Ray. metrics_port: of the first worker's Prometheus
+    endpoint on the loopback, the others take the ports after it; 0: free ones; default: no endpoint.
+    """
 
     count: int = Field(default=1, ge=1)
     cpus: float = Field(default=0.5, gt=0)
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
 
 
 class Cluster(Section):
     """num_buckets never changes after creation; default: 256, or what gives every shard 64.
 
     placement: shards in this process, in local processes, or Ray actors. ray_address: host:port of a running Ray;
-    default: $RAY_ADDRESS, or the one that runs on this machine, or a small one for the job alone. client: options of
-    ps.client.
+    default: $RAY_ADDRESS, or the one that runs on this machine, or a small one for the job alone. existing_rows: what
+    a job that starts anew does with rows that a long-lived cluster holds already: refuse, delete them, or train on
+    from them. client: options of ps.client.
     """
 
     shards: int = Field(default=1, ge=1)
@@ -38,6 +42,7 @@ class Cluster(Section):
     cpus_per_shard: float = Field(default=0.5, gt=0)
     workers: Workers = Workers()
     ray_address: str | None = None
+    existing_rows: Literal["error", "clear", "keep"] = "error"
     client: ClientOptions = Field(default_factory=lambda: ClientOptions.model_validate({}))
 
     @field_validator("client")

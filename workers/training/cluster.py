@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ps.client import Client
+from ps.control import rows_lost
 from ps.errors import NoClusterError, RequestError
 from ps.options import ClientOptions
 from ps.placement import LocalCluster, Placement
@@ -16,13 +17,10 @@ from workers.config import Config
 
 
 class OpenCluster(Protocol):
-    """Running shards. name: that of the Ray cluster; is_attached: it was there before and stays."""
+    """Running shards. name: that of the Ray cluster."""
 
     @property
     def name(self) -> str: ...
-
-    @property
-    def is_attached(self) -> bool: ...
 
     def connect(self, options: ClientOptions | None = None) -> Client:
         """A new client, to be closed before the cluster."""
@@ -33,7 +31,6 @@ class OpenCluster(Protocol):
 class _Local:
     cluster: LocalCluster
     name: str
-    is_attached: bool = False
 
     def connect(self, options: ClientOptions | None = None) -> Client:
         return self.cluster.connect(options)
@@ -42,25 +39,20 @@ class _Local:
 @dataclass(frozen=True)
 class _OnRay:
     name: str
-    is_attached: bool
 
     def connect(self, options: ClientOptions | None = None) -> Client:
         return connect(self.name, options)
 
 
 @contextmanager
-def open_cluster(config: Config, *, local: bool = False) -> Iterator[OpenCluster]:
+def open_cluster(config: Config, *, local: bool = False, restores: bool = False) -> Iterator[OpenCluster]:
     """The job's shards: in this process with `local`, else as `cluster.placement` says.
 
-    On Ray it attaches to the recipe's running cluster, or starts one that ends with the job. Raises RequestError for a
-    running cluster of other tables.
+    On Ray it attaches to the recipe's running cluster, or starts one that ends with the job. restores: the job begins
+    with a checkpoint, so rows that are there do not matter. Raises RequestError for a running cluster of other tables,
+    or for rows that `cluster.existing_rows` does not allow.
     """
     placement = "inprocess" if local else config.cluster.placement
-    if config.cluster.workers.count > 1 and placement != "ray":
-        raise RequestError(
-            f"cluster.workers.count: found {config.cluster.workers.count}; several workers need Ray: "
-            "set cluster.placement to ray and leave --local out, or set workers.count to 1"
-        )
     if placement != "ray":
         where: Placement = "process" if placement == "process" else "in-process"
         with LocalCluster(
@@ -68,27 +60,49 @@ def open_cluster(config: Config, *, local: bool = False) -> Iterator[OpenCluster
         ) as cluster:
             yield _Local(cluster, config.name)
         return
-    from ps import actor
+    from ps import actor, session
 
     started_ray = _open_ray(config)
     try:
         if actor.cluster_exists(config.name):
-            with connect(config.name) as client:
-                if client.spec != config.cluster_spec():
-                    raise RequestError(
-                        f"cluster {config.name!r} runs with other tables, buckets or seed than the recipe; "
-                        "`weir down` ends it, or give the recipe another name"
-                    )
-            yield _OnRay(config.name, is_attached=True)
+            _attach(config, restores=restores)
+            yield _OnRay(config.name)
         else:
             _start(config, on_loopback=started_ray)
             try:
-                yield _OnRay(config.name, is_attached=False)
+                yield _OnRay(config.name)
             finally:
                 actor.stop_cluster(config.name)
     finally:
         if started_ray:
-            actor.close_ray()
+            session.close_ray()
+
+
+def _attach(config: Config, *, restores: bool) -> None:
+    """Make a running cluster ready for this job: all shards there, and no rows but those that it may train on."""
+    from ps import actor
+
+    name, choice = config.name, config.cluster.existing_rows
+    if actor.cluster_spec(name) != config.cluster_spec():
+        raise RequestError(
+            f"cluster {name!r} runs with other tables, buckets or seed than the recipe; "
+            "`weir down` ends it, or give the recipe another name"
+        )
+    report = actor.wait_until_answering(name)
+    rows = sum(table["rows"] for shard in report["shards"] for table in shard["tables"].values())
+    if not restores and choice == "keep" and report["lost"]:
+        raise RequestError(f"cluster.existing_rows: found keep, but {rows_lost(name, report['lost'])}")
+    if not restores and choice == "error" and (rows or report["lost"]):
+        raise RequestError(
+            f"cluster {name!r} holds {rows} rows of an earlier job, and this one starts anew; set "
+            "cluster.existing_rows to clear (delete them) or keep (train on from them)"
+        )
+    if report["lost"]:
+        actor.reassign_cluster(name)
+    if not restores and choice == "clear":
+        with connect(name) as client:
+            for table in client.spec.tables:
+                client.clear(table)
 
 
 def connect(name: str, options: ClientOptions | None = None) -> Client:
@@ -100,27 +114,27 @@ def connect(name: str, options: ClientOptions | None = None) -> Client:
 
 def up(config: Config) -> dict[str, Any]:
     """Start the recipe's long-lived cluster in a running Ray."""
-    from ps import actor
+    from ps import actor, session
 
-    actor.open_ray(config.cluster.ray_address or "auto")
+    session.open_ray(config.cluster.ray_address or "auto")
     _start(config, on_loopback=False)
     return actor.cluster_status(config.name)
 
 
 def down(config: Config) -> dict[str, Any]:
     """End the recipe's long-lived cluster."""
-    from ps import actor
+    from ps import actor, session
 
-    actor.open_ray(config.cluster.ray_address or "auto")
+    session.open_ray(config.cluster.ray_address or "auto")
     actor.stop_cluster(config.name)
     return {"name": config.name, "stopped": True}
 
 
 def status(config: Config) -> dict[str, Any]:
     """What the coordinator and the shards of the recipe's cluster say of themselves."""
-    from ps import actor
+    from ps import actor, session
 
-    actor.open_ray(config.cluster.ray_address or "auto")
+    session.open_ray(config.cluster.ray_address or "auto")
     return actor.cluster_status(config.name)
 
 
@@ -138,17 +152,17 @@ def _start(config: Config, *, on_loopback: bool) -> None:
 
 def _open_ray(config: Config) -> bool:
     """Join the Ray cluster that is named or runs on this machine, else start a small one. True if it was started."""
-    from ps import actor
+    from ps import session
 
     address = config.cluster.ray_address or os.environ.get("RAY_ADDRESS")
     if address:
-        actor.open_ray(address)
+        session.open_ray(address)
         return False
     try:
-        actor.open_ray("auto")
+        session.open_ray("auto")
     except NoClusterError:
         cluster = config.cluster
         needed = cluster.shards * cluster.cpus_per_shard + cluster.workers.count * cluster.workers.cpus
-        actor.open_ray(None, num_cpus=max(len(os.sched_getaffinity(0)), int(-(-needed // 1))))
+        session.open_ray(None, num_cpus=max(len(os.sched_getaffinity(0)), int(-(-needed // 1))))
         return True
     return False

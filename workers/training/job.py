@@ -27,6 +27,7 @@ from workers.samples.open import open_splits
 from workers.samples.schema import Schema
 from workers.training.cluster import open_cluster
 from workers.training.evaluation import Predictions
+from workers.training.metrics_endpoint import serving_metrics
 from workers.training.progress import Reporter
 from workers.training.runs import Run, open_run
 from workers.training.schedule import Schedule
@@ -39,10 +40,15 @@ def train(config: Config, *, local: bool = False) -> dict[str, Any]:
     """Train and evaluate; the result that `weir train --json` prints. Mistakes are raised before anything starts."""
     schema = Schema(config)
     check(config, schema)
+    if config.cluster.workers.count > 1 and (local or config.cluster.placement != "ray"):
+        raise RequestError(
+            f"cluster.workers.count: found {config.cluster.workers.count}; several workers need Ray: "
+            "set cluster.placement to ray and leave --local out, or set workers.count to 1"
+        )
     run, checkpoint = open_run(
         Path(config.runs), config.name, describe(config), resume=config.checkpoint.resume == "auto"
     )
-    with open_cluster(config, local=local) as cluster:
+    with open_cluster(config, local=local, restores=checkpoint is not None) as cluster:
         if config.cluster.workers.count > 1:
             from workers.training.group import train_in_group
 
@@ -60,9 +66,10 @@ def evaluate(config: Config, checkpoint: Path, *, local: bool = False) -> dict[s
     splits = open_splits(config)
     if "test" not in splits:
         raise RequestError("data.test is missing: evaluate needs the test split")
-    with open_cluster(config, local=local) as cluster, cluster.connect(config.cluster.client) as client:
+    own = config.model_copy(update={"name": f"{config.name}-evaluate"})  # never the shards of a job that trains
+    with open_cluster(own, local=local) as cluster, cluster.connect(config.cluster.client) as client:
         run = Run(checkpoint.parent)
-        with Reporter(run.directory, quiet=True) as reporter:
+        with Reporter(None, quiet=True) as reporter:
             trainer = build_trainer(config, schema, splits, client, run, reporter, World())
             trainer.restore(checkpoint, weights_only=True)
             found, predictions = trainer.evaluate("test")
@@ -78,13 +85,14 @@ def work(
     """
     schema = Schema(config)
     splits = open_splits(config)
-    with Reporter(run.directory, quiet=not world.is_first, log=log) as reporter:
+    with Reporter(run.directory if world.is_first else None, quiet=not world.is_first, log=log) as reporter:
         trainer = build_trainer(config, schema, splits, client, run, reporter, world)
-        if checkpoint:
-            trainer.restore(checkpoint)
-            reporter.say(f"continuing {run.directory} after step {trainer.position.step}")
-        trainer.fit()
-        result = _result(trainer)
+        with serving_metrics(trainer, config.cluster.workers.metrics_port):
+            if checkpoint:
+                trainer.restore(checkpoint)
+                reporter.say(f"continuing {run.directory} after step {trainer.position.step}")
+            trainer.fit()
+            result = _result(trainer)
     if world.is_first:
         run.finish(result)
     return result

@@ -21,10 +21,15 @@ REPORT_EVERY_SECONDS = 0.5
 
 
 class Reporter:
-    """Shows and records progress. Everything human goes to stderr. `quiet` records only."""
+    """Shows and records progress. Everything human goes to stderr.
 
-    def __init__(self, directory: Path, *, quiet: bool = False, log: Path | None = None) -> None:
-        """log: where lines go instead of stderr, for a process that nobody looks at."""
+    samples_per_second: of all workers, over the latest half second of training.
+    """
+
+    def __init__(self, directory: Path | None, *, quiet: bool = False, log: Path | None = None) -> None:
+        """directory: of the curves; None records nothing. quiet: shows nothing. log: where lines go instead of stderr,
+        for a process that nobody looks at.
+        """
         file = log.open("a", buffering=1) if log else None
         self._console = Console(stderr=log is None, file=file, quiet=quiet, highlight=False)
         self._bar = Progress(
@@ -41,7 +46,7 @@ class Reporter:
         self._directory = directory
         self._start = self._window_start = time.monotonic()
         self._window_samples = 0
-        self._samples_per_second = 0.0
+        self.samples_per_second = 0.0
 
     def __enter__(self) -> Reporter:
         self._bar.start()
@@ -63,11 +68,11 @@ class Reporter:
         now = time.monotonic()
         if now - self._window_start < REPORT_EVERY_SECONDS:
             return
-        self._samples_per_second = self._window_samples / (now - self._window_start)
+        self.samples_per_second = self._window_samples / (now - self._window_start)
         self._window_start, self._window_samples = now, 0
-        text = f"loss {loss:.4f}  {self._samples_per_second:,.0f} samples/s"
+        text = f"loss {loss:.4f}  {self.samples_per_second:,.0f} samples/s"
         self._bar.update(self._task, text=text + (f"  hit rate {hit_rate:.2f}" if hit_rate else ""))
-        speed = round(self._samples_per_second)
+        speed = round(self.samples_per_second)
         row = (step, epoch, round(now - self._start, 2), round(loss, 6), speed, round(hit_rate, 4), scale)
         self._append("curves.csv", dict(zip(CURVE_COLUMNS, row, strict=True)))
 
@@ -83,6 +88,8 @@ class Reporter:
         self._console.print(text, markup=False, soft_wrap=True)
 
     def _append(self, name: str, row: Mapping[str, float]) -> None:
+        if self._directory is None:
+            return
         path = self._directory / name
         is_new = not path.exists()
         with path.open("a", newline="") as file:

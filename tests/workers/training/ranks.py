@@ -23,7 +23,7 @@ PATIENCE_SECONDS = 120
 
 @dataclass
 class Trained:
-    """Of one worker: the loss of each step, the metrics of the test split, what its client counted, samples trained on."""
+    """Of one worker: the loss of each step, metrics of the test split, what its client counted, samples trained on."""
 
     losses: list[float]
     metrics: dict[str, float]

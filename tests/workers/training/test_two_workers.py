@@ -90,7 +90,7 @@ def test_losses_follow(ranks, address, tmp_path, case):
     assert both[0].losses != both[1].losses  # a half of the batch each
     assert np.mean(alone.losses[-10:]) < np.mean(alone.losses[:10]) - 0.01
     assert both[0].metrics == both[1].metrics  # of everybody's predictions
-    # A bias before a batch norm has no gradient but rounding, which Adam scales up to whole steps: running means follow late.
+    # A bias before a batch norm has no gradient but rounding, which Adam scales up; running means follow it late.
     assert both[0].metrics == pytest.approx(alone.metrics, rel=2e-2 if "norm" in case else 1e-3)
     for counted in ("dropped_below", "dropped_above"):  # every rank is told of the whole step
         dropped = [worker.stats[counted] for worker in (alone, *both)]

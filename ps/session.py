@@ -1,0 +1,55 @@
+"""Joining a Ray cluster, or starting a small one on this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import ray
+
+from ps.errors import NoClusterError, RequestError
+
+
+def open_ray(address: str | None = None, *, num_cpus: int | None = None, connect_seconds: float = 5.0) -> None:
+    """Join the Ray cluster at `address` ("host:port", or "auto" for this machine's), or start a small one here where
+    it is None.
+
+    Raises UnavailableError with one line when nobody listens there. Does nothing when Ray is initialised.
+    """
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
+        return
+    place = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
+    if place != "auto":
+        _check_listening(place, connect_seconds)
+    try:
+        ray.init(address=place, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        remedy = "start one with `ray start --head`, or leave the address out"
+        if place != "auto" and "RAY_AUTH_MODE" not in os.environ:
+            remedy = (
+                "something listens there; if that Ray wants a token, set RAY_AUTH_MODE=token here (docs/cluster.md)"
+            )
+        raise NoClusterError(f"no Ray cluster at {place!r}: {reason}; {remedy}") from error
+
+
+def close_ray() -> None:
+    """Leave Ray; ends it where `open_ray` started it."""
+    ray.shutdown()
+
+
+def _check_listening(place: str, connect_seconds: float) -> None:
+    host, _, port = place.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise RequestError(f"Ray address {place!r} is not host:port")
+    try:
+        socket.create_connection((host, int(port)), connect_seconds).close()
+    except OSError as error:
+        raise NoClusterError(
+            f"no Ray cluster at {place}: {error.strerror or error}; start one with `ray start --head --port {port}`"
+        ) from error
