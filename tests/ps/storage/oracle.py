@@ -87,7 +87,7 @@ class Segment:
             "sgd": lambda: np.zeros(0, f32),
             "adagrad": lambda: np.full(d, o.initial_accumulator, f32),
             "rowwise_adagrad": lambda: np.zeros(1, f32),
-            "adam": lambda: np.zeros(3 * d if o.sweep else 2 * d + 1, f32),
+            "adam": lambda: np.zeros(3 * d if o.sweep else 2 * d + (2 if o.l2_per == "step" else 1), f32),
             "ftrl": lambda: np.concatenate([self._dual(self.w, rate), np.zeros(d, f32)]),
         }[o.name]()
 
@@ -115,9 +115,13 @@ class Segment:
                 w = w - rate / (np.sqrt(state) + f32(eps)) * g
             case Adam(sweep=True):
                 state[2 * d :] += g
-            case Adam():
+            case Adam(l2_per=l2_per):
+                elapsed = 1
+                if l2_per == "step":
+                    elapsed = max(1, step - int(state[2 * d + 1])) if state[2 * d] else 1
+                    state[2 * d + 1] = step
                 state[2 * d] += 1
-                w, state[: 2 * d] = self._adam(w, state, g, rate, int(state[2 * d]))
+                w, state[: 2 * d] = self._adam(w, state, g, rate, int(state[2 * d]), elapsed)
             case FTRL(beta=beta, l1=l1, l2=l2):
                 z, n = state[:d], state[d:]
                 moves = g != 0
@@ -135,9 +139,9 @@ class Segment:
             w, moments = self._adam(self.w, self.state, self.state[2 * d :], rate, step)
             self._store(w, np.concatenate([moments, np.zeros(d, f32)]), step)
 
-    def _adam(self, w, state, g, rate, t):
+    def _adam(self, w, state, g, rate, t, elapsed=1):
         o, d = self.spec.optimizer, self.spec.dim
-        g = g + f32(o.l2) * w
+        g = g + f32(o.l2 * elapsed) * w
         m = state[:d] + f32(1 - o.beta1) * (g - state[:d])
         v = state[d : 2 * d] * f32(o.beta2) + f32(1 - o.beta2) * g * g
         size = f32(float(rate) / (1 - power(o.beta1, t)))

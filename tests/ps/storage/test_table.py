@@ -24,8 +24,9 @@ def everything(codecs):
         ("sweep", {"name": "adam", "l2": 0.01, "sweep": True}, {"name": "uniform", "scale": 1.0}),
         ("ftrl", {"name": "ftrl", "l1": 0.01, "l2": 0.02}, {"name": "normal", "std": 0.1}),
         ("ftrl_zero", {"name": "ftrl", "l1": 0.5}, "zeros"),
+        ("adam_per_step", {"name": "adam", "l2": 0.01, "l2_per": "step"}, {"name": "uniform", "scale": 0.5}),
     ]
-    dims = [1, 4, 11, 3, 2, 5, 1]
+    dims = [1, 4, 11, 3, 2, 5, 1, 3]
     return TableSpec.model_validate(
         {
             "segments": {
@@ -37,10 +38,10 @@ def everything(codecs):
 
 
 SPECS = {
-    "fp32": everything(["fp32"] * 7),
-    "narrow": everything(["fp16", "bf16", "fp16", "bf16", "fp16", "bf16", "fp32"]),
+    "fp32": everything(["fp32"] * 8),
+    "narrow": everything(["fp16", "bf16", "fp16", "bf16", "fp16", "bf16", "fp32", "bf16"]),
 }
-RATES = np.linspace(0.05, 0.5, 7).astype(np.float32)
+RATES = np.linspace(0.05, 0.5, 8).astype(np.float32)
 
 
 def pair(spec, num_buckets=4, seed=3):
@@ -91,7 +92,7 @@ actions = st.lists(
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(actions=actions, num_buckets=st.sampled_from([1, 8]))
 def test_random_calls(spec, actions, num_buckets):
     table, oracle = pair(spec, num_buckets)
