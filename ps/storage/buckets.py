@@ -1,8 +1,9 @@
 """Room for rows: the blocks, directory and index of every bucket, and when they grow.
 
 Blocks come in runs that belong to one bucket and grow with it (about a sixteenth of its rows, at most 256 KiB), so
-growth copies no row and a bucket is freed whole. An index grows by 1.3 when it is 4/5 full; where in that cycle a
-bucket stands is staggered over the buckets, so that they do not all grow in one push. Not thread-safe.
+growth copies no row and a bucket is freed whole; only less than one block is copied when it grows. An index grows by 1.3
+when it is 4/5 full; where in that cycle a bucket stands is staggered over the buckets, so that they do not all grow in
+one push. Not thread-safe.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class _Growth:
     bucket: int
     run_units: int = 0
     blocks: int = 0
+    room: int = 0  # rows that then have memory
     directory: int = 0
     capacity: int = 0
 
@@ -69,8 +71,8 @@ class Buckets:
         """Make room for new_rows [num_buckets] more rows. Raises MemoryLimitError, and changes nothing, if there is
         none.
         """
-        rows, capacity, blocks = self.rows + new_rows, self.table[:, index.CAPACITY], self.table[:, index.BLOCKS]
-        short = (rows > blocks * self.layout.block_rows) | (rows > capacity * _FULL)
+        rows, capacity, room = self.rows + new_rows, self.table[:, index.CAPACITY], self.table[:, index.ROOM]
+        short = (rows > room) | (rows > capacity * _FULL)
         growths = [self._plan(int(b), int(rows[b])) for b in np.flatnonzero(short & (new_rows > 0))]
         units = sum(growth.units() for growth in growths)
         after = self.memory_bytes + units * UNIT_BYTES
@@ -106,17 +108,27 @@ class Buckets:
                 f"table {self.name!r}: bucket {bucket} would hold {rows} rows, more than {MAX_ROWS}; use more buckets"
             )
         entry, layout, growth = self.table[bucket], self.layout, _Growth(bucket)
-        blocks = int(entry[index.BLOCKS])
-        needed = -(-rows // layout.block_rows) - blocks
-        if needed > 0:
-            run_bytes = min(rows * layout.row_bytes // 16, _MAX_RUN_BYTES)
-            growth.blocks = max(needed, run_bytes // (layout.block_units * UNIT_BYTES))
-            growth.run_units = growth.blocks * layout.block_units
-            if blocks + growth.blocks > entry[index.DIRECTORY_CAPACITY]:
-                growth.directory = UNIT_WORDS * -(-(blocks + growth.blocks) * 5 // (4 * UNIT_WORDS))
+        room = int(entry[index.ROOM])
+        if rows > room:
+            self._plan_run(growth, rows, kept=room // layout.block_rows)
+            if growth.blocks + room // layout.block_rows > entry[index.DIRECTORY_CAPACITY]:
+                blocks = growth.blocks + room // layout.block_rows
+                growth.directory = UNIT_WORDS * -(-blocks * 5 // (4 * UNIT_WORDS))
         if rows > entry[index.CAPACITY] * _FULL:
             growth.capacity = self._capacity(bucket, rows)
         return growth
+
+    def _plan_run(self, growth: _Growth, rows: int, kept: int) -> None:
+        """A run of whole blocks behind the `kept` ones; or, for the first rows, a sixteenth or a quarter of a block."""
+        layout = self.layout
+        if rows <= layout.block_rows // 4:
+            growth.room = max(1, layout.block_rows // (4 if rows > layout.block_rows // 16 else 16))
+            growth.blocks, growth.run_units = 1, -(-growth.room * layout.kernels.stride // UNIT_WORDS)
+            return
+        run_bytes = min(rows * layout.row_bytes // 16, _MAX_RUN_BYTES)
+        growth.blocks = max(-(-rows // layout.block_rows) - kept, run_bytes // (layout.block_units * UNIT_BYTES))
+        growth.run_units = growth.blocks * layout.block_units
+        growth.room = (kept + growth.blocks) * layout.block_rows
 
     def _capacity(self, bucket: int, rows: int) -> int:
         """The least entry of the bucket's series least * 1.3 ** (bucket / num_buckets + k) that is not full, in whole
@@ -137,16 +149,23 @@ class Buckets:
                 arena.hold(old // UNIT_WORDS, length // UNIT_WORDS)
             entry[index.DIRECTORY], entry[index.DIRECTORY_CAPACITY] = new, growth.directory
         if growth.blocks:
-            start = arena.allocate(growth.run_units)
-            self._runs.setdefault(growth.bucket, []).append((start, growth.run_units))
-            first = int(entry[index.DIRECTORY] + entry[index.BLOCKS])
+            start, runs = arena.allocate(growth.run_units), self._runs.setdefault(growth.bucket, [])
+            if 0 < entry[index.ROOM] < self.layout.block_rows:
+                [(old, units)] = runs
+                length = units * UNIT_WORDS
+                target, source = start * UNIT_WORDS, old * UNIT_WORDS
+                words[target : target + length] = words[source : source + length]
+                arena.hold(old, units)
+                runs.clear()
+            runs.append((start, growth.run_units))
+            first = int(entry[index.DIRECTORY] + entry[index.ROOM] // self.layout.block_rows)
             blocks = start + self.layout.block_units * np.arange(growth.blocks)
             words[first : first + growth.blocks] = blocks.astype(np.uint32)
-            entry[index.BLOCKS] += growth.blocks
+            entry[index.ROOM] = growth.room
         if growth.capacity:
             old, length = int(entry[index.INDEX]), int(entry[index.CAPACITY])
             entry[index.INDEX] = arena.allocate(growth.capacity // UNIT_WORDS) * UNIT_WORDS
-            entry[index.CAPACITY] = growth.capacity
+            entry[index.CAPACITY], entry[index.ROW_BITS] = growth.capacity, growth.capacity.bit_length()
             layout, bits = self.layout.kernels, self.num_buckets.bit_length() - 1
             index.rebuild(words, self.table, growth.bucket, bits, layout.block_shift, layout.stride)
             if length:

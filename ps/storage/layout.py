@@ -23,8 +23,8 @@ from ps.storage.kernels.optimizers import OPTIMIZERS
 
 _KEY_WORDS = 2
 _HYPER = 8  # as templates/segment.py
-_MAX_BLOCK_BYTES = 8 << 10
-_MAX_BLOCK_SHIFT = 6
+_MAX_BLOCK_BYTES = 32 << 10
+_MAX_BLOCK_SHIFT = 8
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,18 @@
 
     arena       one stretch of memory seen as uint32 `words`, float32 `floats` and uint16 `halves`
     buckets     int64 [num_buckets, 8]; columns INDEX .. below, offsets in words
-    index       CAPACITY entries of uint32, 0 = empty, else tag << 24 | row number; linear probing, wrapping at CAPACITY
+    index       CAPACITY entries of uint32 in groups of 16 (a cache line): 0 = empty, else tag << ROW_BITS | row number
     directory   uint32 per block: its offset in units of 64 words
     row         at directory[row >> block_shift] * 64 + (row & mask) * stride: key (low word, high word), values, state
 
-    h = mix64(key): bucket = its top bits; home = (the next 32 bits * CAPACITY) >> 32; tag = its low 8 bits, 1 for 0
+    h = mix64(key): bucket = its top bits; home group = (the next 32 bits * groups) >> 32; tag = its low bits, 1 for 0
 
-Rows of a bucket are dense: 0 .. ROWS - 1. An empty bucket has INDEX = CAPACITY = 0, and word 0 of the arena is always
-0, so that a search there ends at once. A search fetches lines for a whole chunk of keys ahead of use.
+A key is in its home group, or in a later one if all from its home up to there are full; the last is followed by the
+first. So a search compares 16 entries at once and ends at the first group that has the key or an empty entry.
+ROW_BITS is what the capacity needs: small buckets have long tags.
+
+Rows of a bucket are dense: 0 .. ROWS - 1. An empty bucket has INDEX = CAPACITY = 0, and the first words of the arena
+are always 0, so that a search there ends at once. A search fetches lines for a whole chunk of keys ahead of use.
 """
 
 import numpy as np
@@ -17,17 +21,15 @@ import numpy as np
 from ps.storage.kernels.build import array, inlined, readonly_array, typed_kernel
 from ps.storage.kernels.hashing import mix64
 from ps.storage.kernels.prefetch import prefetch_read
-from ps.storage.kernels.views import borrow
+from ps.storage.kernels.views import borrow, compare_group, lowest_bit
 
 U32, U64 = np.uint32, np.uint64
-INDEX, CAPACITY, ROWS, DIRECTORY, BLOCKS, DIRECTORY_CAPACITY = 0, 1, 2, 3, 4, 5
+INDEX, CAPACITY, ROWS, DIRECTORY, ROOM, DIRECTORY_CAPACITY, ROW_BITS = 0, 1, 2, 3, 4, 5, 6
 COLUMNS = 8
 UNIT = 64  # words; blocks start at multiples of it
-TAG_SHIFT = U32(24)
-ROW_MASK = (1 << 24) - 1
-CHUNK = 256  # keys that a search has under way, a power of two: their index and row lines fit the first-level cache
-RING_MASK = CHUNK - 1
-AHEAD = 32
+GROUP = 16
+HITS = U32(0xFFFF)  # of compare_group
+CHUNK = 128  # keys that a search has under way: their index and row lines fit the first-level cache
 
 WORDS, BUCKETS, KEYS, ADDRESSES = array("uint32"), array("int64", 2), readonly_array("uint64"), array("int64")
 HASH_RING = array("uint64")
@@ -35,28 +37,36 @@ HASH_RING = array("uint64")
 
 @inlined
 def bucket_of_hash(h, bucket_bits):
-    return np.int64(h >> U64(64 - bucket_bits)) if bucket_bits > 0 else np.int64(0)
+    # Two shifts, because one by 64 is undefined.
+    return (h >> U64(1)) >> U64(63 - bucket_bits)
 
 
 @inlined
 def home(h, bucket_bits, capacity):
-    return np.int64((((h << U64(bucket_bits)) >> U64(32)) * U64(capacity)) >> U64(32))
+    """First entry of the home group."""
+    groups = U64(capacity // GROUP)
+    return np.int64((((h << U64(bucket_bits)) >> U64(32)) * groups) >> U64(32)) * GROUP
 
 
 @inlined
-def tag_of(h):
-    return U32(max(h & U64(255), U64(1)))
+def tag_of(h, row_bits):
+    return max(U32(h) & U32((1 << (32 - row_bits)) - 1), U32(1))
+
+
+@inlined
+def row_of(entry, row_bits):
+    return np.int64(entry) & ((1 << row_bits) - 1)
 
 
 @inlined
 def row_address(words, directory, row, block_shift, stride):
-    block = np.int64(words[directory + (row >> block_shift)]) * UNIT
+    block = np.int64(words[U64(directory + (row >> block_shift))]) * UNIT
     return block + (row & ((1 << block_shift) - 1)) * stride
 
 
 @inlined
 def key_at(words, address):
-    return U64(words[address]) | (U64(words[address + 1]) << U64(32))
+    return U64(words[U64(address)]) | (U64(words[U64(address) + U64(1)]) << U64(32))
 
 
 @inlined
@@ -68,73 +78,77 @@ def set_key(words, address, key):
 @inlined
 def position_of(words, buckets, b, key, h, bucket_bits, block_shift, stride):
     """Index position of the key in bucket b, or -1."""
-    index, capacity, directory = buckets[b, INDEX], buckets[b, CAPACITY], buckets[b, DIRECTORY]
-    position, tag = home(h, bucket_bits, capacity), tag_of(h)
+    index, capacity, row_bits = buckets[b, INDEX], buckets[b, CAPACITY], buckets[b, ROW_BITS]
+    group, tag = home(h, bucket_bits, capacity), tag_of(h, row_bits)
     while True:
-        entry = words[index + position]
-        if entry == 0:
-            return np.int64(-1)
-        if entry >> TAG_SHIFT == tag:
-            address = row_address(words, directory, np.int64(entry) & ROW_MASK, block_shift, stride)
-            if key_at(words, address) == key:
+        compared = compare_group(words, index + group, row_bits, tag)
+        hits = compared & HITS
+        while hits != 0:
+            position = group + lowest_bit(U32(hits))
+            row = row_of(words[index + position], row_bits)
+            if key_at(words, row_address(words, buckets[b, DIRECTORY], row, block_shift, stride)) == key:
                 return position
-        position += 1
-        if position >= capacity:
-            position = 0
-
-
-@inlined
-def ask_index(words, buckets, keys, i, bucket_bits, hashes):
-    """First stage of a search: hash keys[i], ask for its line of the index."""
-    h = mix64(keys[i])
-    hashes[i & RING_MASK] = h
-    b = bucket_of_hash(h, bucket_bits)
-    prefetch_read(words, buckets[b, INDEX] + home(h, bucket_bits, buckets[b, CAPACITY]))
-
-
-@inlined
-def ask_row(words, buckets, i, bucket_bits, block_shift, stride, hashes, addresses):
-    """Second stage, some keys later: the first row whose tag fits, or -1; ask for its lines."""
-    h = hashes[i & RING_MASK]
-    b = bucket_of_hash(h, bucket_bits)
-    index, capacity = buckets[b, INDEX], buckets[b, CAPACITY]
-    position, tag = home(h, bucket_bits, capacity), tag_of(h)
-    entry = words[index + position]
-    while entry != 0 and entry >> TAG_SHIFT != tag:
-        position += 1
-        if position >= capacity:
-            position = 0
-        entry = words[index + position]
-    address = np.int64(-1)
-    if entry != 0:
-        address = row_address(words, buckets[b, DIRECTORY], np.int64(entry) & ROW_MASK, block_shift, stride)
-        for line in range(0, stride, 16):
-            prefetch_read(words, address + line)
-        prefetch_read(words, address + stride - 1)
-    addresses[i & RING_MASK] = address
+            hits &= U32(hits - U32(1))
+        if compared > HITS:
+            return np.int64(-1)
+        group += GROUP
+        if group >= capacity:
+            group = 0
 
 
 @inlined
 def search_chunk(words, buckets, keys, start, length, bucket_bits, block_shift, stride, hashes, addresses):
-    """The first two stages for keys[start : start + length], length at most CHUNK."""
-    for i in range(start, start + length):
-        ask_index(words, buckets, keys, i, bucket_bits, hashes)
-    for i in range(start, start + length):
-        ask_row(words, buckets, i, bucket_bits, block_shift, stride, hashes, addresses)
+    """First two passes of a search for keys[start : start + length], length at most CHUNK.
+
+    hashes[i]: mix64 of key start + i; addresses[i]: the first row whose tag fits, its lines on their way, or -1.
+    Indices are unsigned here: numba adds the length to negative signed ones, which is a good part of so short a loop.
+    """
+    for i in range(length):
+        hashes[i] = mix64(keys[start + i])
+    columns = buckets.reshape(-1)
+    for i in range(length):
+        h = hashes[i]
+        b = bucket_of_hash(h, bucket_bits) * U64(COLUMNS)
+        groups = U64(columns[b + U64(CAPACITY)]) // U64(GROUP)
+        group = (((h << U64(bucket_bits)) >> U64(32)) * groups) >> U64(32)
+        place = U64(columns[b + U64(INDEX)]) + group * U64(GROUP)
+        addresses[i] = place
+        prefetch_read(words, place)
+    block_mask = U64((1 << block_shift) - 1)
+    for i in range(length):
+        h, place = hashes[i], U64(addresses[i])
+        b = bucket_of_hash(h, bucket_bits) * U64(COLUMNS)
+        row_bits = U32(columns[b + U64(ROW_BITS)])
+        tag = max(U32(h) & U32((U64(1) << U64(U32(32) - row_bits)) - U64(1)), U32(1))
+        compared = compare_group(words, place, row_bits, tag)
+        while compared == 0:
+            place += U64(GROUP)
+            if place >= U64(columns[b + U64(INDEX)] + columns[b + U64(CAPACITY)]):
+                place = U64(columns[b + U64(INDEX)])
+            compared = compare_group(words, place, row_bits, tag)
+        hits = U32(compared & HITS)
+        if hits == 0:
+            addresses[i] = -1
+            continue
+        row = U64(words[place + U64(lowest_bit(hits))]) & ((U64(1) << U64(row_bits)) - U64(1))
+        block = U64(words[U64(columns[b + U64(DIRECTORY)]) + (row >> U64(block_shift))])
+        address = block * U64(UNIT) + (row & block_mask) * U64(stride)
+        addresses[i] = address
+        for line in range(0, stride, 16):
+            prefetch_read(words, address + U64(line))
+        prefetch_read(words, address + U64(stride - 1))
 
 
 @inlined
-def found_row(words, buckets, key, i, bucket_bits, block_shift, stride, hashes, addresses):
-    """Last stage: address of the row of the key, which is keys[i], or -1."""
-    candidate = addresses[i & RING_MASK]
+def found_row(words, buckets, key, h, candidate, bucket_bits, block_shift, stride):
+    """Last pass: address of the row of the key, or -1, given what search_chunk found."""
     if candidate < 0 or key_at(words, candidate) == key:
         return candidate
-    h = hashes[i & RING_MASK]
     b = bucket_of_hash(h, bucket_bits)
     position = position_of(words, buckets, b, key, h, bucket_bits, block_shift, stride)
     if position < 0:
         return np.int64(-1)
-    row = np.int64(words[buckets[b, INDEX] + position]) & ROW_MASK
+    row = row_of(words[buckets[b, INDEX] + position], buckets[b, ROW_BITS])
     return row_address(words, buckets[b, DIRECTORY], row, block_shift, stride)
 
 
@@ -148,11 +162,11 @@ def locate(words, buckets, keys, bucket_bits, block_shift, stride, addresses, mi
     for start in range(0, keys.shape[0], CHUNK):
         length = min(CHUNK, keys.shape[0] - start)
         search_chunk(words, buckets, keys, start, length, bucket_bits, block_shift, stride, hashes, ring)
-        for i in range(start, start + length):
-            address = found_row(words, buckets, keys[i], i, bucket_bits, block_shift, stride, hashes, ring)
-            addresses[i] = address
+        for i in range(length):
+            address = found_row(words, buckets, keys[start + i], hashes[i], ring[i], bucket_bits, block_shift, stride)
+            addresses[start + i] = address
             if address < 0:
-                missing[bucket_of_hash(hashes[i & RING_MASK], bucket_bits)] += 1
+                missing[bucket_of_hash(hashes[i], bucket_bits)] += 1
                 total += 1
     return total
 
@@ -165,70 +179,82 @@ def count_by_bucket(keys, bucket_bits, counts):
 
 
 @inlined
-def _insert(words, index, capacity, position, entry):
-    while words[index + position] != 0:
-        position += 1
-        if position >= capacity:
-            position = 0
-    words[index + position] = entry
+def _insert(words, buckets, b, h, row, bucket_bits):
+    """An index entry for a row whose key is not in the index."""
+    index, capacity, row_bits = buckets[b, INDEX], buckets[b, CAPACITY], buckets[b, ROW_BITS]
+    group, tag = home(h, bucket_bits, capacity), tag_of(h, row_bits)
+    empty = compare_group(words, index + group, row_bits, tag) >> U32(16)
+    while empty == 0:
+        group += GROUP
+        if group >= capacity:
+            group = 0
+        empty = compare_group(words, index + group, row_bits, tag) >> U32(16)
+    words[index + group + lowest_bit(U32(empty))] = U32(U32(tag << U32(row_bits)) | U32(row))
 
 
 @typed_kernel("void", WORDS, BUCKETS, KEYS, "int64", "int64", "int64", ADDRESSES, HASH_RING)
 def append(words, buckets, keys, bucket_bits, block_shift, stride, addresses, hashes):
     """A row for each key (absent, unique, room reserved): its key and index entry are written, the rest is 0."""
     words, buckets, keys, hashes = borrow(words), borrow(buckets), borrow(keys), borrow(hashes)
-    for ahead in range(keys.shape[0] + AHEAD):
-        if ahead < keys.shape[0]:
-            ask_index(words, buckets, keys, ahead, bucket_bits, hashes)
-        i = ahead - AHEAD
-        if i < 0:
-            continue
-        h = hashes[i & RING_MASK]
-        b = bucket_of_hash(h, bucket_bits)
-        row, capacity = buckets[b, ROWS], buckets[b, CAPACITY]
-        buckets[b, ROWS] = row + 1
-        entry = U32(U32(tag_of(h) << TAG_SHIFT) | U32(row))
-        _insert(words, buckets[b, INDEX], capacity, home(h, bucket_bits, capacity), entry)
-        address = row_address(words, buckets[b, DIRECTORY], row, block_shift, stride)
-        set_key(words, address, keys[i])
-        for word in range(2, stride):
-            words[address + word] = U32(0)
-        addresses[i] = address
+    for start in range(0, keys.shape[0], CHUNK):
+        length = min(CHUNK, keys.shape[0] - start)
+        for i in range(length):
+            hashes[i] = mix64(keys[start + i])
+            b = bucket_of_hash(hashes[i], bucket_bits)
+            prefetch_read(words, buckets[b, INDEX] + home(hashes[i], bucket_bits, buckets[b, CAPACITY]))
+        for i in range(length):
+            b = bucket_of_hash(hashes[i], bucket_bits)
+            row = buckets[b, ROWS]
+            buckets[b, ROWS] = row + 1
+            _insert(words, buckets, b, hashes[i], row, bucket_bits)
+            address = row_address(words, buckets[b, DIRECTORY], row, block_shift, stride)
+            set_key(words, address, keys[start + i])
+            for word in range(2, stride):
+                words[address + word] = U32(0)
+            addresses[start + i] = address
 
 
 @typed_kernel("void", WORDS, BUCKETS, "int64", "int64", "int64", "int64")
 def rebuild(words, buckets, b, bucket_bits, block_shift, stride):
-    """Fill the index of bucket b anew from its rows; INDEX and CAPACITY name the new stretch, whatever it holds."""
+    """Fill the index of bucket b anew from its rows; INDEX, CAPACITY and ROW_BITS name the new one, whatever lies
+    there.
+    """
     words, buckets = borrow(words), borrow(buckets)
-    index, capacity, directory = buckets[b, INDEX], buckets[b, CAPACITY], buckets[b, DIRECTORY]
-    for position in range(capacity):
-        words[index + position] = U32(0)
+    for position in range(buckets[b, INDEX], buckets[b, INDEX] + buckets[b, CAPACITY]):
+        words[position] = U32(0)
     for row in range(buckets[b, ROWS]):
-        h = mix64(key_at(words, row_address(words, directory, row, block_shift, stride)))
-        entry = U32(U32(tag_of(h) << TAG_SHIFT) | U32(row))
-        _insert(words, index, capacity, home(h, bucket_bits, capacity), entry)
+        key = key_at(words, row_address(words, buckets[b, DIRECTORY], row, block_shift, stride))
+        _insert(words, buckets, b, mix64(key), row, bucket_bits)
 
 
 @inlined
 def _remove_entry(words, buckets, b, hole, bucket_bits, block_shift, stride):
-    """Backward shift: entries behind the hole move up unless that would put them before their home."""
-    index, capacity, directory = buckets[b, INDEX], buckets[b, CAPACITY], buckets[b, DIRECTORY]
-    position = hole
-    while True:
-        position += 1
-        if position >= capacity:
-            position = 0
-        entry = words[index + position]
-        if entry == 0:
+    """Empty an entry. If its group was full, an entry that had to pass it moves there, and so on from that one's
+    group.
+    """
+    index, capacity, row_bits = buckets[b, INDEX], buckets[b, CAPACITY], buckets[b, ROW_BITS]
+    hole_group = hole - hole % GROUP
+    full = compare_group(words, index + hole_group, row_bits, U32(0)) >> U32(16) == 0
+    group = hole_group
+    while full:
+        group = group + GROUP if group + GROUP < capacity else 0
+        if group == hole_group:
             break
-        address = row_address(words, directory, np.int64(entry) & ROW_MASK, block_shift, stride)
-        wanted = home(mix64(key_at(words, address)), bucket_bits, capacity)
-        # Distances walked from the home to the entry and from the hole to the entry, around the end.
-        walked = position - wanted + (capacity if position < wanted else 0)
-        gap = position - hole + (capacity if position < hole else 0)
-        if walked >= gap:
-            words[index + hole] = entry
-            hole = position
+        full = compare_group(words, index + group, row_bits, U32(0)) >> U32(16) == 0
+        for position in range(group, group + GROUP):
+            entry = words[index + position]
+            if entry == 0:
+                continue
+            row = row_of(entry, row_bits)
+            key = key_at(words, row_address(words, buckets[b, DIRECTORY], row, block_shift, stride))
+            wanted = home(mix64(key), bucket_bits, capacity)
+            # Distances, around the end, from the home and from the hole to where the entry is.
+            walked = group - wanted + (capacity if group < wanted else 0)
+            gap = group - hole_group + (capacity if group < hole_group else 0)
+            if walked >= gap:
+                words[index + hole] = entry
+                hole, hole_group = position, group
+                break
     words[index + hole] = U32(0)
 
 
@@ -245,8 +271,8 @@ def remove(words, buckets, keys, bucket_bits, block_shift, stride):
         position = position_of(words, buckets, b, keys[i], h, bucket_bits, block_shift, stride)
         if position < 0:
             continue
-        index, directory = buckets[b, INDEX], buckets[b, DIRECTORY]
-        row, last = np.int64(words[index + position]) & ROW_MASK, buckets[b, ROWS] - 1
+        index, directory, row_bits = buckets[b, INDEX], buckets[b, DIRECTORY], buckets[b, ROW_BITS]
+        row, last = row_of(words[index + position], row_bits), buckets[b, ROWS] - 1
         _remove_entry(words, buckets, b, position, bucket_bits, block_shift, stride)
         if row != last:
             source = row_address(words, directory, last, block_shift, stride)
@@ -254,7 +280,7 @@ def remove(words, buckets, keys, bucket_bits, block_shift, stride):
             moved = key_at(words, source)
             h = mix64(moved)
             place = index + position_of(words, buckets, b, moved, h, bucket_bits, block_shift, stride)
-            words[place] = U32(U32(tag_of(h) << TAG_SHIFT) | U32(row))
+            words[place] = U32(U32(tag_of(h, row_bits) << U32(row_bits)) | U32(row))
             for word in range(stride):
                 words[target + word] = words[source + word]
         buckets[b, ROWS] = last

@@ -70,3 +70,40 @@ def from_bits(typingctx, bits):
         return builder.bitcast(narrow, ir.FloatType())
 
     return types.float32(bits), codegen
+
+
+@intrinsic
+def compare_group(typingctx, words, start, shift, tag):
+    """Of 16 consecutive uint32: bit i is set where words[start + i] >> shift equals tag, bit 16 + i where it is 0."""
+
+    def codegen(context, builder, signature, args):
+        words_type, start_type, shift_type, tag_type = signature.args
+        data = context.make_array(words_type)(context, builder, args[0]).data
+        i32 = ir.IntType(32)
+        vector = ir.VectorType(i32, 16)
+
+        def splat(value):
+            one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, i32(0))
+            return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(vector, [0] * 16))
+
+        def mask(condition):
+            return builder.zext(builder.bitcast(condition, ir.IntType(16)), i32)
+
+        first = builder.gep(data, [context.cast(builder, args[1], start_type, types.intp)])
+        group = builder.load(builder.bitcast(first, vector.as_pointer()), align=4)
+        tags = builder.lshr(group, splat(context.cast(builder, args[2], shift_type, types.uint32)))
+        hits = builder.icmp_unsigned("==", tags, splat(context.cast(builder, args[3], tag_type, types.uint32)))
+        empty = builder.icmp_unsigned("==", group, ir.Constant(vector, [0] * 16))
+        return builder.or_(mask(hits), builder.shl(mask(empty), i32(16)))
+
+    return types.uint32(words, start, shift, tag), codegen
+
+
+@intrinsic
+def lowest_bit(typingctx, bits):
+    """int64: the number of the lowest set bit of a uint32 that is not 0."""
+
+    def codegen(context, builder, signature, args):
+        return builder.zext(builder.cttz(args[0], ir.IntType(1)(1)), ir.IntType(64))
+
+    return types.int64(types.uint32), codegen

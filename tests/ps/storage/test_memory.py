@@ -39,7 +39,7 @@ def test_small_tables_are_small():
     assert table.memory_bytes <= MIB
     fill(table, 0, 1000)
     assert table.memory_bytes <= 3 * MIB
-    fill(table, 1000, 200_000)
+    fill(table, 1000, 500_000)
     per_row = table.memory_bytes / table.num_rows
     assert table.bytes_per_row == 8 + 16 + 16
     assert per_row < 1.35 * table.bytes_per_row

@@ -105,12 +105,13 @@ def pull(
     for start in range(0, keys.shape[0], CHUNK):
         length = min(CHUNK, keys.shape[0] - start)
         search_chunk(words, buckets, keys, start, length, bucket_bits, BLOCK_SHIFT, STRIDE, hashes, addresses)
-        for i in range(start, start + length):
-            address = found_row(words, buckets, keys[i], i, bucket_bits, BLOCK_SHIFT, STRIDE, hashes, addresses)
+        for i in range(length):
+            key, base = keys[start + i], (start + i) * WIDTH
+            address = found_row(words, buckets, key, hashes[i], addresses[i], bucket_bits, BLOCK_SHIFT, STRIDE)
             if address >= 0:
-                read_row(-1, floats, halves, address, out, i * WIDTH)
+                read_row(-1, floats, halves, address, out, base)
             else:
-                initial_row(keys[i], hyper, streams, out, i * WIDTH, code_floats, code_halves)
+                initial_row(key, hyper, streams, out, base, code_floats, code_halves)
 
 
 @typed_kernel(
@@ -157,19 +158,19 @@ def push(
     for start in range(0, keys.shape[0], CHUNK):
         length = min(CHUNK, keys.shape[0] - start)
         search_chunk(words, buckets, keys, start, length, bucket_bits, BLOCK_SHIFT, STRIDE, hashes, addresses)
-        for i in range(start, start + length):
-            address = found_row(words, buckets, keys[i], i, bucket_bits, BLOCK_SHIFT, STRIDE, hashes, addresses)
+        for i in range(length):
+            key, base = keys[start + i], (start + i) * WIDTH
+            address = found_row(words, buckets, key, hashes[i], addresses[i], bucket_bits, BLOCK_SHIFT, STRIDE)
             if address < 0:
-                missing[num_missing] = i
+                missing[num_missing] = start + i
                 num_missing += 1
                 continue
-            base = i * WIDTH
             greatest = stage_row(floats, halves, address, gradients, base, learning_rates, hyper, step, scratch)
             if greatest >= INFINITE:
                 counts[NONFINITE] += 1
             else:
                 counts[APPLIED] += 1
-                counts[SATURATED] += commit_row(floats, halves, address, keys[i], streams, step, scratch)
+                counts[SATURATED] += commit_row(floats, halves, address, key, streams, step, scratch)
     return num_missing
 
 
