@@ -7,12 +7,13 @@ Both sides take the same array of 106,496 raw keys with duplicates and hold the 
 
     pull    keys -> float32 [106496, 16] in their order. Weir: hash, find, decode. FBGEMM: forward with bags of one key;
             its table is a dense array, so the key is the row number and nothing is hashed.
-    push    gradients float32 [106496, 16] of those keys -> rows. Weir: dedupe, sum, find, update, round. FBGEMM: backward
-            with its fused update, which dedupes and sums too.
+    push    gradients float32 [106496, 16] of those keys -> rows. Weir: dedupe, sum, find, update, round. FBGEMM:
+            backward with its fused update, which dedupes and sums too.
 
 fp32 is compared with fp32; bf16 with FBGEMM's fp16, both with stochastic rounding. Keys are uniform, or Zipf 1.1
 scattered over the table. Sides take turns within a round; a ratio is taken within a round, and its median over rounds
-is printed with the quartiles. FBGEMM's memory gets huge pages too (THP_MEM_ALLOC_ENABLE): without them it is slower.
+is printed with the quartiles. Times are CPU time of the process, which has one working thread, so that neighbours on
+the machine count little. FBGEMM's memory gets huge pages too (THP_MEM_ALLOC_ENABLE).
 """
 
 from __future__ import annotations
@@ -58,11 +59,11 @@ class Weir:
         return self.table.pull(keys)
 
     def push(self, keys: np.ndarray, gradients: np.ndarray, step: int) -> float:
-        started = time.perf_counter()
+        started = time.process_time()
         unique, inverse, _ = unique_by_bucket(keys, NUM_BUCKETS)
         sums = sum_by_key(gradients, inverse, len(unique))
         self.table.push(unique, sums, step=step, learning_rates=self.rates)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
 
 class Fbgemm:
@@ -103,9 +104,9 @@ class Fbgemm:
 
     def push(self, keys: np.ndarray, gradients: np.ndarray, step: int) -> float:
         output, gradient = self.forward(keys), self.torch.from_numpy(gradients)
-        started = time.perf_counter()
+        started = time.process_time()
         output.backward(gradient)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
 
 def keys_of(kind: str, rows: int, rng: np.random.Generator) -> np.ndarray:
@@ -117,9 +118,9 @@ def keys_of(kind: str, rows: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def seconds(action: Callable[[np.ndarray], Any], keys: np.ndarray) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     action(keys)
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def machine() -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Room for rows: the blocks, directory and index of every bucket, and when they grow.
 
 Blocks come in runs that belong to one bucket and grow with it (about a sixteenth of its rows, at most 256 KiB), so
-growth copies no row and a bucket is freed whole; only less than one block is copied when it grows. An index grows by 1.3
-when it is 4/5 full; where in that cycle a bucket stands is staggered over the buckets, so that they do not all grow in
-one push. Not thread-safe.
+growth copies no row and a bucket is freed whole; only less than one block is copied when it grows. An index grows
+by 1.3 when it is 4/5 full; where in that cycle a bucket stands is staggered over the buckets, so that they do not
+all grow in one push. Not thread-safe.
 """
 
 from __future__ import annotations
