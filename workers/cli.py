@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 import yaml
@@ -35,9 +35,8 @@ def train(config: ConfigPath, overrides: Overrides = None, local: Local = False,
     """Train and evaluate. Continues the recipe's latest unfinished run from its newest checkpoint."""
     from workers.training.job import train as run
 
-    with _errors():
-        result = run(load_config(config, overrides or []), local=local)
-        _print(result, as_json)
+    with _answering(as_json) as answer:
+        answer(run(load_config(config, overrides or []), local=local))
 
 
 @app.command()
@@ -51,8 +50,8 @@ def evaluate(
     """Evaluate a checkpoint on the test split."""
     from workers.training.job import evaluate as run
 
-    with _errors():
-        _print(run(load_config(config, overrides or []), checkpoint, local=local), as_json)
+    with _answering(as_json) as answer:
+        answer(run(load_config(config, overrides or []), checkpoint, local=local))
 
 
 @app.command()
@@ -64,8 +63,8 @@ def inspect(
     """What a checkpoint holds: tables, rows, bytes, slots; verifies checksums; or one row."""
     from workers.inspect import inspect as run
 
-    with _errors():
-        _print(run(path, key), as_json)
+    with _answering(as_json) as answer:
+        answer(run(path, key))
 
 
 @app.command()
@@ -73,8 +72,8 @@ def up(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -
     """Start a long-lived cluster of shards on Ray; `weir train` of the same recipe attaches to it."""
     from workers.training.cluster import up as run
 
-    with _errors():
-        _print(run(load_config(config, overrides or [])), as_json)
+    with _answering(as_json) as answer:
+        answer(run(load_config(config, overrides or [])))
 
 
 @app.command()
@@ -82,8 +81,8 @@ def down(config: ConfigPath, overrides: Overrides = None, as_json: Json = False)
     """Stop the recipe's long-lived cluster. Its rows are gone: save a checkpoint first."""
     from workers.training.cluster import down as run
 
-    with _errors():
-        _print(run(load_config(config, overrides or [])), as_json)
+    with _answering(as_json) as answer:
+        answer(run(load_config(config, overrides or [])))
 
 
 @app.command()
@@ -91,23 +90,28 @@ def status(config: ConfigPath, overrides: Overrides = None, as_json: Json = Fals
     """Shards, rows, bytes, queues of the recipe's long-lived cluster."""
     from workers.training.cluster import status as run
 
-    with _errors():
-        _print(run(load_config(config, overrides or [])), as_json)
+    with _answering(as_json) as answer:
+        answer(run(load_config(config, overrides or [])))
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
-    """One clear line on stderr and the exit status that belongs to the error."""
-    try:
-        yield
-    except RequestError as error:
-        _fail(str(error), 2)
-    except InterruptedRunError as error:
-        _fail(str(error), 130)
-    except WeirError as error:
-        _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+def _answering(as_json: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A place to put the result; an error becomes one clear line on stderr and the exit status that belongs to it.
+
+    Whatever else prints, such as Ray's threads, goes to stderr: stdout is the result's.
+    """
+    stdout = sys.stdout
+    with redirect_stdout(sys.stderr):
+        try:
+            yield lambda result: _print(result, stdout if as_json else None)
+        except RequestError as error:
+            _fail(str(error), 2)
+        except InterruptedRunError as error:
+            _fail(str(error), 130)
+        except WeirError as error:
+            _fail(str(error), 1)
+        except KeyboardInterrupt:
+            _fail("interrupted", 130)
 
 
 def _fail(message: str, status: int) -> None:
@@ -115,13 +119,12 @@ def _fail(message: str, status: int) -> None:
     raise typer.Exit(status)
 
 
-def _print(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(result), flush=True)
-    else:
-        print(
-            yaml.safe_dump(_readable(result), sort_keys=False, allow_unicode=True, width=120), file=sys.stderr, end=""
-        )
+def _print(result: dict[str, Any], json_to: TextIO | None) -> None:
+    if json_to is not None:
+        print(json.dumps(result), file=json_to, flush=True)
+        return
+    text = yaml.safe_dump(_readable(result), sort_keys=False, allow_unicode=True, width=120)
+    print(text, file=sys.stderr, end="")
 
 
 def _readable(value: Any) -> Any:

@@ -111,7 +111,8 @@ def test_a_checkpoint_of_another_row_layout_or_damaged(tmp_path):
     assert "no complete checkpoint" in mistake(weir("evaluate", file, "--checkpoint", copy))
 
 
-def test_a_dead_cluster_address(tmp_path):
+def test_a_dead_cluster_address(tmp_path, monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # other tests may have joined a Ray in this process
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

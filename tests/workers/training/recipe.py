@@ -62,7 +62,7 @@ def write(path: Path, changes: dict[str, Any] | None = None) -> Path:
         if value is None:
             section.pop(last, None)
         else:
-            section[last] = value
+            section[last] = copy.deepcopy(value)
     recipe.setdefault("runs", str(path / "runs"))
     file = path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe, sort_keys=False))
