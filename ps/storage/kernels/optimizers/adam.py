@@ -1,4 +1,6 @@
-"""Lazy Adam, Kingma and Ba 2015: only pushed rows move; a row counts its own steps. As torch.optim.Adam on a row pushed each step.
+"""Lazy Adam, Kingma and Ba 2015: only pushed rows move; a row counts its own steps.
+
+A row that is pushed at each step moves as torch.optim.Adam moves it.
 
 State: first moments [dim], second moments [dim], step count.
 """

@@ -1,4 +1,4 @@
-"""Dense Adam for a sparse table: a push only accumulates; one sweep a step moves every row, as torch.optim.Adam moves a dense weight.
+"""Dense Adam for a sparse table: a push only accumulates; one sweep a step moves every row, as torch.optim.Adam would.
 
 State: first moments [dim], second moments [dim], gradients since the last sweep [dim].
 """
