@@ -35,7 +35,7 @@ from torch import Tensor, nn
 import ps
 from ps.actor import connect_cluster, start_cluster, stop_cluster
 from workers.config import Config
-from workers.models.layers import MLP
+from workers.models.layers import MLP, MLPParams
 from workers.samples.batch import Bags, Batch
 from workers.training.progress import Reporter
 from workers.training.runs import Run
@@ -53,7 +53,7 @@ class Tower(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.mlp = MLP(FIELDS * DIM + DENSE, (400, 400, 400), num_outputs=1)
+        self.mlp = MLP(FIELDS * DIM + DENSE, 1, MLPParams(hidden=(400, 400, 400)))
         self.linear = nn.Linear(DENSE, 1)
 
     def forward(self, rows: dict[str, Tensor], dense: Tensor) -> Tensor:
@@ -301,6 +301,8 @@ def main() -> None:
         for n, d, y in zip(numbers, dense, labels, strict=True)
     ]
     with ExitStack() as stack:
+        open_ray(num_cpus=2)
+        stack.callback(close_ray)
         for codec in ("fp32", "bf16"):
             start_cluster(spec(arguments.rows, codec), shards=2, name=f"throughput-{codec}")
             stack.callback(stop_cluster, f"throughput-{codec}")
