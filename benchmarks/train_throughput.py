@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 import ps
 from ps.actor import connect_cluster, start_cluster, stop_cluster
+from ps.session import close_ray, open_ray
 from workers.config import Config
 from workers.models.layers import MLP, MLPParams
 from workers.samples.batch import Bags, Batch
