@@ -85,6 +85,7 @@ def work(
     """
     schema = Schema(config)
     splits = open_splits(config)
+    _check_sizes(splits, config, world)
     with Reporter(run.directory if world.is_first else None, quiet=not world.is_first, log=log) as reporter:
         trainer = build_trainer(config, schema, splits, client, run, reporter, world)
         with serving_metrics(trainer, config.cluster.workers.metrics_port):
@@ -103,6 +104,20 @@ def check(config: Config, schema: Schema) -> None:
     parse_params(config.model)
     with torch.device("meta"):
         _model(config, schema)
+
+
+def _check_sizes(splits: Mapping[str, Dataset], config: Config, world: World) -> None:
+    """Every worker must have something to do in every split, for all take part in what is common."""
+    for name, split in splits.items():
+        batches = split.num_batches(world.size)
+        if batches == 0 and config.data.drop_last:
+            needed = config.data.batch_size * world.size
+            raise RequestError(
+                f"data.{name}: {split.num_rows} rows are less than one whole batch of {needed} over all workers; "
+                "set data.drop_last to false, or take a smaller data.batch_size"
+            )
+        if world.size > 1 and split.num_rows is not None and split.num_rows < world.size:
+            raise RequestError(f"data.{name}: {split.num_rows} rows for {world.size} workers; take fewer workers")
 
 
 def describe(config: Config) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ps.checkpoint import MANIFEST, open_part, read_manifest
+from ps.errors import RequestError
 from tests.workers.training.recipe import load
 from workers.training.dense import FILE
 from workers.training.job import evaluate, train
@@ -125,6 +126,12 @@ def test_gradient_thresholds_drop_and_count(tmp_path):
     result = train(load(tmp_path, {"cluster.client": {"drop_below": 1e9}}))
     assert result["rows"] == 0
     assert result["dropped_gradients"] > 0
+
+
+def test_a_batch_that_never_fills_is_a_mistake(tmp_path):
+    config = load(tmp_path, {"data.drop_last": True, "data.batch_size": 4000})
+    with pytest.raises(RequestError, match=r"data\.train: 2000 rows are less than one whole batch of 4000"):
+        train(config)
 
 
 def test_max_steps_ends_in_the_middle_of_an_epoch(tmp_path):
