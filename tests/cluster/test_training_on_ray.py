@@ -94,9 +94,16 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_next_run_goes_on(weir, join, tmp_pat
     assert_same_end(json.loads(done.stdout), json.loads(whole.stdout))
 
 
-def test_a_killed_shard_ends_the_job_and_the_next_one_goes_on(join, tmp_path):
-    whole = train(load(tmp_path, {**LONG, "runs": str(tmp_path / "whole")}))
-    file = write(tmp_path, {**LONG, **ON_RAY})
+@pytest.mark.parametrize(
+    ("settings", "undisturbed"),
+    [
+        pytest.param(ON_RAY, {}, id="one worker"),
+        pytest.param(GROUP, GROUP, id="two workers", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_shard_ends_the_job_and_the_next_one_goes_on(join, tmp_path, settings, undisturbed):
+    whole = train(load(tmp_path, {**LONG, **undisturbed, "runs": str(tmp_path / "whole")}))
+    file = write(tmp_path, {**LONG, **settings})
     run = tmp_path / "runs/small/0001"
     killer = threading.Thread(target=kill_a_shard_after, args=(run / "checkpoints/step-8", "small"))
     killer.start()

@@ -32,7 +32,7 @@ class Scorer:
         leaves = RowLeaves(
             feed.batch, feed.pull.wait(), feed.lookup.inverse, self.tables, self.field_order, train=train
         )
-        # DDP's forward is a collective, and workers may have different numbers of batches to evaluate.
+        # DDP's forward may be a collective, and workers may have different numbers of batches to evaluate.
         model = self.model if train else self.bare_model
         logits: Tensor = model(leaves.segments, torch.from_numpy(feed.batch.dense))
         return logits, leaves
