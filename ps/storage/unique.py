@@ -1,5 +1,5 @@
-"""Duplicates of a batch: the distinct keys grouped by bucket, and sums of gradients per distinct key. Thread-safe,
-stateless.
+"""Duplicates of a batch: the distinct keys grouped by bucket, their rows spread over the batch, and sums of gradients per
+distinct key. Thread-safe, stateless.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import numpy as np
 
 from ps.errors import RequestError
 from ps.storage.kernels import unique as kernels
-from ps.types import Gradients, Inverse, Keys, Offsets, UniqueKeys
+from ps.types import Gradients, Inverse, Keys, Offsets, Rows, UniqueKeys
 
 _MAX_KEYS = 1 << 30
 
@@ -30,6 +30,17 @@ def unique_by_bucket(keys: Keys, num_buckets: int) -> tuple[UniqueKeys, Inverse,
     starts, grouped = np.empty(num_buckets + 1, np.int64), np.empty(found, np.uint64)
     kernels.group_by_bucket(distinct, buckets, counts, starts, grouped, np.empty(found, np.int64), inverse)
     return grouped, inverse, starts
+
+
+def take_by_key(rows: Rows, inverse: Inverse, columns: slice) -> Rows:
+    """float32 [n, w]: the given columns of the row, in rows (float32 [u, W]), of each of n keys; the way back of
+    `sum_by_key`. columns: start and stop. Raises RequestError for columns that the rows do not have.
+    """
+    if not 0 <= columns.start <= columns.stop <= rows.shape[1]:
+        raise RequestError(f"columns {columns.start} to {columns.stop} of rows {rows.shape}")
+    out = np.empty((len(inverse), columns.stop - columns.start), np.float32)
+    kernels.take_by_key(np.ascontiguousarray(rows), np.ascontiguousarray(inverse, np.int64), out, columns.start)
+    return out
 
 
 def sum_by_key(

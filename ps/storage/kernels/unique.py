@@ -116,3 +116,26 @@ def add_by_key(gradients, inverse, out, column):
         _add(gradients, inverse, out, column, 32)
     else:
         _add(gradients, inverse, out, column, width)
+
+
+@inlined
+def _take(rows, inverse, out, column, width):
+    for i in range(inverse.shape[0]):
+        row = inverse[i]
+        for j in range(width):
+            out[i, j] = rows[row, column + j]
+
+
+@typed_kernel("void", readonly_array("float32", 2), readonly_array("int64"), array("float32", 2), "int64")
+def take_by_key(rows, inverse, out, column):
+    """out[i] = rows[inverse[i], column:column + width of out]."""
+    width = out.shape[1]
+    # A constant width becomes whole vector moves.
+    if width == 16:
+        _take(rows, inverse, out, column, 16)
+    elif width == 8:
+        _take(rows, inverse, out, column, 8)
+    elif width == 1:
+        _take(rows, inverse, out, column, 1)
+    else:
+        _take(rows, inverse, out, column, width)

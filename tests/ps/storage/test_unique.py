@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ps.errors import RequestError
 from ps.keys import bucket_of
-from ps.storage.unique import sum_by_key, unique_by_bucket
+from ps.storage.unique import sum_by_key, take_by_key, unique_by_bucket
 
 
 def check(keys, num_buckets):
@@ -73,3 +73,14 @@ def test_shapes_that_do_not_fit():
         sum_by_key(np.zeros((3, 4), np.float32), inverse, 1, out=np.zeros((1, 4), np.float32), column=1)
     with pytest.raises(RequestError, match="float32"):
         sum_by_key(np.zeros((3, 4), np.float32), inverse, 1, out=np.zeros((1, 4)))
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 16, 20])
+def test_take_by_key_is_indexing(width):
+    rng = np.random.default_rng(width)
+    rows = rng.random((50, 24), dtype=np.float32)
+    inverse = rng.integers(0, 50, 333)
+    columns = slice(2, 2 + width)
+    np.testing.assert_array_equal(take_by_key(rows, inverse, columns), rows[inverse, columns])
+    with pytest.raises(RequestError, match="columns 20 to 30"):
+        take_by_key(rows, inverse, slice(20, 30))
