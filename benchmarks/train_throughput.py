@@ -315,6 +315,7 @@ def main() -> None:
             "weir_staleness1": Weir(fp32, batches, stack, staleness=1),
             "torchrec_fp16": TorchRec(numbers, dense, labels, per_field, "fp16"),
             "weir_staleness0": Weir(fp32, batches, stack, staleness=0),
+            "weir_wire_bf16": Weir(fp32, batches, stack, staleness=1, wire="bf16"),
             "weir_cache": Weir(fp32, batches, stack, staleness=8, cache=cache),
             "weir_bf16": Weir(bf16, batches, stack, staleness=1, wire="bf16"),
             "torch_sparse_adam": SparseEmbedding(numbers, dense, labels, per_field),
@@ -329,10 +330,14 @@ def main() -> None:
         parts = breakdown(sides["weir_staleness0"], 20)
         hit_rate = sides["weir_cache"].client.stats()["cache_hit_rate"]
     peer = max(("torchrec_fp32", "torchrec_fp16"), key=lambda name: statistics.median(speeds[name]))
-    ratios = [ours / theirs for ours, theirs in zip(speeds["weir_staleness1"], speeds[peer], strict=True)]
+    ratios = {
+        name: [ours / theirs for ours, theirs in zip(speeds["weir_staleness1"], speeds[name], strict=True)]
+        for name in (peer, "torchrec_fp32")
+    }
     result: dict[str, Any] = {
-        "ratio_samples_per_second_vs_torchrec": round(statistics.median(ratios), 3),
-        "spread": [round(min(ratios), 3), round(max(ratios), 3)],
+        "ratio_samples_per_second_vs_torchrec": round(statistics.median(ratios[peer]), 3),
+        "spread": [round(min(ratios[peer]), 3), round(max(ratios[peer]), 3)],
+        "ratio_samples_per_second_vs_torchrec_fp32": round(statistics.median(ratios["torchrec_fp32"]), 3),
         "peer": peer,
         **{f"samples_per_second_{name}": round(statistics.median(values)) for name, values in speeds.items()},
         "cache_hit_rate": round(hit_rate, 3),
