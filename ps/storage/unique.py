@@ -1,5 +1,5 @@
-"""Duplicates of a batch: the distinct keys grouped by bucket, their rows spread over the batch, and sums of gradients per
-distinct key. Thread-safe, stateless.
+"""Duplicates of a batch: the distinct keys grouped by bucket, their rows spread over the batch, and sums of gradients
+per distinct key. Thread-safe, stateless.
 """
 
 from __future__ import annotations

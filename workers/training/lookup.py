@@ -1,7 +1,7 @@
 """From the unique rows of a batch to the tensors that a model reads, and back to gradients per unique key.
 
-The rows of each segment are spread over the batch's keys and become one leaf tensor, pooled where bags are jagged. After
-`backward` each key's gradients are summed in batch order.
+The rows of each segment are spread over the batch's keys and become one leaf tensor, pooled where bags are jagged.
+After `backward` each key's gradients are summed in batch order.
 """
 
 from __future__ import annotations
