@@ -60,7 +60,13 @@ class Client:
         self.options = options or ClientOptions()
         self._tally = Tally()
         self._connection = Connection(
-            cluster, transport, directory, routing=routing, retry=self.options.retry, tally=self._tally
+            cluster,
+            transport,
+            directory,
+            routing=routing,
+            retry=self.options.retry,
+            tally=self._tally,
+            share_from_bytes=self.options.share_from_bytes,
         )
         self._unsettled = Unsettled(self._connection)
         self._caches: dict[str, HotCache] = {}

@@ -38,6 +38,14 @@ class OverloadedError(WeirError):
     code = "RESOURCE_EXHAUSTED"
 
 
+class NotSharedError(WeirError):
+    """The shard cannot reach the memory that a message shares: another machine, user or namespace. Nothing was
+    applied; send the bytes.
+    """
+
+    code = "FAILED_PRECONDITION"
+
+
 class ExpiredError(WeirError):
     """A push too old to tell whether it was applied. Never taken for new."""
 

@@ -22,9 +22,9 @@ from ps.holding import Holding
 from ps.psfunc import Answer, BucketNumbers, Counts, Psfunc, Running, Task
 from ps.request import CheckedCall, CheckedRequest, Keyed
 from ps.synchronous import global_batch
-from ps.types import Gradients
+from ps.types import Gradients, Rows
 from ps.wire import weir_pb2 as pb
-from ps.wire.arrays import encode_floats
+from ps.wire.arrays import ITEM_BYTES, encode_floats, encode_into
 
 Identity: TypeAlias = tuple[int, int]  # client, sequence
 
@@ -177,6 +177,7 @@ def _run_call(holding: Holding, plan: _Planned, step: int) -> Running:
         payload=plan.payload,
         step=step,
         learning_rates=call.learning_rates,
+        out=_row_room(call, plan.keyed, holding.tables[call.table].spec.width),
     )
     try:
         outcome = call.psfunc.apply(task)
@@ -194,6 +195,13 @@ def _run_call(holding: Holding, plan: _Planned, step: int) -> Running:
     return answer
 
 
+def _row_room(call: CheckedCall, keyed: Keyed | None, width: int) -> Rows | None:
+    """The room for the reply as float32 [n, width], where rows travel as they are."""
+    if call.room is None or keyed is None or call.dtype != pb.FLOAT32 or len(call.room) != 4 * width * len(keyed.keys):
+        return None
+    return call.room.view(np.float32).reshape(-1, width)
+
+
 def _where(psfunc: Psfunc, error: Exception) -> str:
     """The message for an error of a user's psfunc: the deepest line of the user's own file."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -206,7 +214,9 @@ def _where(psfunc: Psfunc, error: Exception) -> str:
 
 
 def _write(answer: Answer, call: CheckedCall, result: pb.Result) -> None:
-    """Into the reply in place: a message that is put into another is copied, and rows are many megabytes."""
+    """Into the reply in place: a message that is put into another is copied, and rows are many megabytes. Rows go to
+    shared memory where there is room.
+    """
     counts = answer.counts
     try:
         if answer.values is not None:
@@ -214,7 +224,13 @@ def _write(answer: Answer, call: CheckedCall, result: pb.Result) -> None:
     except (TypeError, ValueError, OverflowError) as error:
         raise RequestError(f"psfunc {call.psfunc.name!r} returned values that msgpack cannot carry: {error}") from error
     if answer.rows is not None:
-        result.payload = encode_floats(answer.rows, call.dtype)
+        num_bytes = ITEM_BYTES[call.dtype] * answer.rows.size
+        if call.room is None or num_bytes > len(call.room):
+            result.payload = encode_floats(answer.rows, call.dtype)
+        else:
+            if not np.may_share_memory(answer.rows, call.room):
+                encode_into(answer.rows, call.dtype, call.room[:num_bytes])
+            result.shared_bytes = num_bytes
     result.num_applied, result.num_created = counts.applied, counts.created
     result.num_nonfinite, result.num_skipped = counts.nonfinite, counts.skipped
     result.num_dropped_above, result.num_dropped_below = counts.dropped_above, counts.dropped_below

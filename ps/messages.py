@@ -12,15 +12,17 @@ import msgpack
 import numpy as np
 from numpy.typing import NDArray
 
+from ps.envelope import Envelope, reply_rows, room_for
 from ps.errors import WeirError
 from ps.lookup import Lookup
 from ps.options import GroupOptions
 from ps.psfunc import Answer, Counts, Psfunc, encode_args
 from ps.rounds import Part
 from ps.routing import Positions, Routing, count
-from ps.types import Gradients, Offsets, Rows, UniqueKeys
+from ps.shared_memory import Pool
+from ps.types import Gradients, Offsets, Rows
 from ps.wire import weir_pb2 as pb
-from ps.wire.arrays import decode_floats, encode_floats
+from ps.wire.arrays import ITEM_BYTES, decode_floats
 
 WIRE_VERSION = 1
 
@@ -70,8 +72,11 @@ def split_part(part: Part, starts: Mapping[str, Offsets], routing: Routing) -> l
     return [each for each in split_keys(starts, subsets, routing) if any(map(count, each.positions.values()))]
 
 
-def wire_keys(keys: UniqueKeys, positions: Positions) -> bytes:
-    return keys[positions].astype("<u8", copy=False).tobytes()
+def _envelope(message: pb.Request, part: Part, pool: Pool | None, *sizes: int) -> Envelope:
+    """sizes: bytes of the arrays to come. Shared memory is taken where there is a pool and they are worth it."""
+    if pool is not None and sum(sizes) >= pool.from_bytes:
+        part.buffer = pool.lease(room_for(*sizes))
+    return Envelope(message, part.buffer)
 
 
 @dataclass(eq=False)
@@ -94,18 +99,21 @@ class Pull:
     def split_again(self, part: Part, routing: Routing) -> list[Part]:
         return split_part(part, self.lookup.starts, routing)
 
-    def request(self, part: Part, routing: Routing) -> pb.Request:
-        message = request(routing, READ)
-        for table, positions in _wanted(part):
-            message.calls.add(
-                table=table, psfunc="pull", keys=wire_keys(self.lookup.keys[table], positions), dtype=self.dtype
-            )
+    def request(self, part: Part, routing: Routing, pool: Pool | None) -> pb.Request:
+        message, wanted = request(routing, READ), _wanted(part)
+        replies = [ITEM_BYTES[self.dtype] * self.out[table].shape[1] * count(places) for table, places in wanted]
+        envelope = _envelope(message, part, pool, *(8 * count(places) for _, places in wanted), *replies)
+        for (table, positions), num_bytes in zip(wanted, replies, strict=True):
+            call = message.calls.add(table=table, psfunc="pull", dtype=self.dtype)
+            envelope.put_keys(call, self.lookup.keys[table][positions])
+            envelope.expect(call, num_bytes)
         return message
 
-    def accept(self, part: Part, reply: pb.Reply) -> None:
-        for (table, positions), result in zip(_wanted(part), _results(reply, len(_wanted(part))), strict=True):
+    def accept(self, part: Part, request: pb.Request, reply: pb.Reply) -> None:
+        results = _results(reply, len(request.calls))
+        for (table, positions), call, result in zip(_wanted(part), request.calls, results, strict=True):
             out = self.out[table]
-            rows = decode_floats(result.payload, self.dtype, out.shape[1])
+            rows = reply_rows(result, call, part.buffer, self.dtype, out.shape[1])
             if len(rows) != count(positions):
                 raise WeirError(
                     f"pull from {table!r}: shard {part.shard} sent {len(rows)} rows for {count(positions)} keys"
@@ -144,27 +152,29 @@ class Push:
     def split_again(self, part: Part, routing: Routing) -> list[Part] | None:
         return None if self._to_every_shard else split_part(part, self._starts, routing)
 
-    def request(self, part: Part, routing: Routing) -> pb.Request:
-        message = request(routing, self.identity)
+    def request(self, part: Part, routing: Routing, pool: Pool | None) -> pb.Request:
+        message, wanted = request(routing, self.identity), _wanted(part)
+        payloads = [ITEM_BYTES[self.dtype] * self.gradients[table].shape[1] * count(places) for table, places in wanted]
+        envelope = _envelope(message, part, pool, *(8 * count(places) for _, places in wanted), *payloads)
         if self.group is not None:
             message.group.generation, message.group.rank = self.group.generation, self.group.rank
             message.group.world = self.group.world
-        for table, positions in _wanted(part):
-            message.calls.add(
+        for table, positions in wanted:
+            call = message.calls.add(
                 table=table,
                 psfunc="push",
-                keys=wire_keys(self.lookup.keys[table], positions),
-                payload=encode_floats(self.gradients[table][positions], self.dtype),
                 dtype=self.dtype,
                 learning_rates=self.rates[table],
                 drop_above=self.drop_above,
                 drop_below=self.drop_below,
             )
+            envelope.put_keys(call, self.lookup.keys[table][positions])
+            envelope.put_payload(call, self.gradients[table][positions], self.dtype)
         for table in self.sweeps:
             message.calls.add(table=table, psfunc="sweep", learning_rates=self.rates[table])
         return message
 
-    def accept(self, part: Part, reply: pb.Reply) -> None:
+    def accept(self, part: Part, request: pb.Request, reply: pb.Reply) -> None:
         tables = [table for table, _ in _wanted(part)]
         for table, result in zip(tables, _results(reply, len(tables) + len(self.sweeps)), strict=False):
             self.counts[table] = self.counts.get(table, Counts()) + counts_of(result)
@@ -209,20 +219,21 @@ class Execute:
     def split_again(self, part: Part, routing: Routing) -> list[Part] | None:
         return None  # the psfunc's own split has to see all parts
 
-    def request(self, part: Part, routing: Routing) -> pb.Request:
+    def request(self, part: Part, routing: Routing, pool: Pool | None) -> pb.Request:
         message = request(routing, self.identity)
+        envelope = Envelope(message, None)  # replies of any size: they come in the message
         psfunc = self._split[part]
         call = message.calls.add(
             table=self.table, psfunc=psfunc.name, args=encode_args(psfunc), learning_rates=self.rates
         )
         if self.lookup is not None:
             positions = part.positions[self.table]
-            call.keys = wire_keys(self.lookup.keys[self.table], positions)
+            envelope.put_keys(call, self.lookup.keys[self.table][positions])
             if self.payload is not None:
-                call.payload = encode_floats(self.payload[positions], pb.FLOAT32)
+                envelope.put_payload(call, self.payload[positions], pb.FLOAT32)
         return message
 
-    def accept(self, part: Part, reply: pb.Reply) -> None:
+    def accept(self, part: Part, request: pb.Request, reply: pb.Reply) -> None:
         (result,) = _results(reply, 1)
         positions = part.positions.get(self.table)
         rows = None

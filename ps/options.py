@@ -1,7 +1,7 @@
 """How a client behaves. Read from YAML or made in Python; immutable, refuses unknown keys.
 
 Options that change what is learnt: wire, staleness, on_nonfinite, drop_above, drop_below, cache, group.
-Options that change only cost and patience: retry.
+Options that change only cost and patience: share_from_bytes, retry.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class ClientOptions(Spec):
     drop_below: float = Field(default=0.0, ge=0)
     cache: CacheOptions | None = None
     group: GroupOptions | None = None
+    # Arrays of a message to a shard of the same machine lie in shared memory from so many bytes on; None: never.
+    share_from_bytes: int | None = Field(default=65_536, ge=0)
     retry: RetryOptions = RetryOptions()
 
     @model_validator(mode="after")

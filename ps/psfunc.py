@@ -75,6 +75,7 @@ class Task:
     keys: unique, grouped by bucket, or None for all existing rows of `buckets`. key_buckets: of each key. buckets:
     those that the call covers here, ascending: of the keys, or of the whole table as far as this shard owns it.
     payload: float32 [n, width], a row for each key, or None. learning_rates: float32 [num_segments], or empty.
+    out: float32 [n, table width], or None: memory where rows for the answer are best put, for then they need no copy.
     """
 
     table: Table
@@ -84,6 +85,7 @@ class Task:
     payload: Gradients | None
     step: int
     learning_rates: Floats
+    out: Rows | None = None
 
 
 Running: TypeAlias = Generator[None, None, Answer]

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ps.psfuncs  # noqa: F401  registers what every shard knows
+from ps.envelope import Bytes, Reader
 from ps.errors import RequestError
 from ps.keys import bucket_of
 from ps.psfunc import BucketNumbers, Psfunc, decode_args
+from ps.shared_memory import Mappings
 from ps.spec import ClusterSpec, TableSpec
 from ps.synchronous import MAX_WORLD, Place
 from ps.types import Buckets, Floats, Gradients, UniqueKeys
@@ -47,7 +49,9 @@ class Keyed:
 
 @dataclass(frozen=True, eq=False)
 class CheckedCall:
-    """One call. keyed: None for a table-wide one. learning_rates: float32 [num_segments]."""
+    """One call. keyed: None for a table-wide one. learning_rates: float32 [num_segments]. room: shared with the client,
+    for the payload of the reply, or None.
+    """
 
     table: str
     psfunc: Psfunc
@@ -57,6 +61,7 @@ class CheckedCall:
     learning_rates: Floats
     drop_above: float
     drop_below: float
+    room: Bytes | None = None
 
     @property
     def is_update(self) -> bool:
@@ -79,8 +84,10 @@ class CheckedRequest:
         return self.place is not None or any(call.is_update for call in self.calls)
 
 
-def check_request(message: pb.Request, spec: ClusterSpec) -> CheckedRequest:
-    """Raises RequestError naming the call and what is wrong with it."""
+def check_request(message: pb.Request, spec: ClusterSpec, mappings: Mappings | None = None) -> CheckedRequest:
+    """mappings: where shared buffers are opened. Raises RequestError naming the call and what is wrong with it,
+    NotSharedError for a buffer out of reach.
+    """
     if message.wire_version != WIRE_VERSION:
         raise RequestError(
             f"wire version {message.wire_version} is unknown, this is {WIRE_VERSION}; use the same weir-ps at both ends"
@@ -88,10 +95,11 @@ def check_request(message: pb.Request, spec: ClusterSpec) -> CheckedRequest:
     if message.step < 0:
         raise RequestError(f"step is {message.step}; it must not be negative")
     place = _place(message) if message.HasField("group") else None
+    arrays = Reader(message, mappings)
     calls = []
     for number, call in enumerate(message.calls):
         try:
-            calls.append(_check_call(call, spec, grouped=place is not None))
+            calls.append(_check_call(call, spec, arrays, grouped=place is not None))
         except RequestError as error:
             raise type(error)(f"call {number} ({call.psfunc!r} on table {call.table!r}): {error}") from error
     request = CheckedRequest(message.routing_epoch, message.client, message.sequence, message.step, place, tuple(calls))
@@ -120,7 +128,7 @@ def _check_group_calls(calls: list[CheckedCall]) -> None:
         )
 
 
-def _check_call(call: pb.Call, spec: ClusterSpec, *, grouped: bool) -> CheckedCall:
+def _check_call(call: pb.Call, spec: ClusterSpec, arrays: Reader, *, grouped: bool) -> CheckedCall:
     table = spec.tables.get(call.table)
     if table is None:
         raise RequestError(f"no such table; there are: {', '.join(sorted(spec.tables))}")
@@ -128,7 +136,7 @@ def _check_call(call: pb.Call, spec: ClusterSpec, *, grouped: bool) -> CheckedCa
     psfunc.check(table)
     if call.dtype not in ITEM_BYTES:
         raise RequestError(f"dtype {call.dtype} is unknown; known are {', '.join(pb.Dtype.keys())}")
-    keyed = _keyed(call, psfunc, spec.num_buckets)
+    keyed = _keyed(arrays.keys(call), psfunc, spec.num_buckets)
     drops = (call.drop_above, call.drop_below)
     if not all(np.isfinite(drop) and drop >= 0 for drop in drops):
         raise RequestError(f"gradient thresholds {drops} must be finite and not negative")
@@ -138,30 +146,31 @@ def _check_call(call: pb.Call, spec: ClusterSpec, *, grouped: bool) -> CheckedCa
         call.table,
         psfunc,
         keyed,
-        _payload(call, psfunc, table, keyed),
+        _payload(arrays.payload(call), call.dtype, psfunc, table, keyed),
         call.dtype,
         _learning_rates(call, psfunc, table),
         *drops,
+        room=arrays.room(call),
     )
 
 
-def _keyed(call: pb.Call, psfunc: Psfunc, num_buckets: int) -> Keyed | None:
-    if len(call.keys) % 8:
-        raise RequestError(f"keys take {len(call.keys)} bytes, which is no whole number of uint64")
-    if psfunc.takes_keys == "never" and call.keys:
+def _keyed(keys: UniqueKeys, psfunc: Psfunc, num_buckets: int) -> Keyed | None:
+    if psfunc.takes_keys == "never" and len(keys):
         raise RequestError("it takes no keys")
-    if not call.keys and psfunc.takes_keys != "always":
+    if not len(keys) and psfunc.takes_keys != "always":
         return None
-    return Keyed.of(np.frombuffer(call.keys, "<u8"), num_buckets)
+    return Keyed.of(keys, num_buckets)
 
 
-def _payload(call: pb.Call, psfunc: Psfunc, table: TableSpec, keyed: Keyed | None) -> Gradients | None:
+def _payload(
+    data: bytes | Bytes, dtype: int, psfunc: Psfunc, table: TableSpec, keyed: Keyed | None
+) -> Gradients | None:
     if not psfunc.takes_payload:
-        if call.payload:
+        if len(data):
             raise RequestError("it takes no payload")
         return None
     width = psfunc.payload_width(table)
-    rows = decode_floats(call.payload, call.dtype, width)
+    rows = decode_floats(data, dtype, width)
     num_keys = 0 if keyed is None else len(keyed.keys)
     if len(rows) != num_keys:
         raise RequestError(f"the payload has {len(rows)} rows of width {width} for {num_keys} keys")

@@ -2,6 +2,7 @@
 
     not the shard's epoch (WrongEpochError)   ask where the shards are now, split again what was not answered, send
     queue full (OverloadedError)              back off and send, for at most `overloaded_seconds`
+    cannot reach shared memory (NotSharedError)   send bytes, from now on
     not reached (UnavailableError)            ask, back off and send, for at most `unavailable_seconds`
     anything else, and no answer in time      final
 
@@ -21,9 +22,10 @@ from concurrent import futures
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
-from ps.errors import OverloadedError, RowsLostError, UnavailableError, WeirError, WrongEpochError
+from ps.errors import NotSharedError, OverloadedError, RowsLostError, UnavailableError, WeirError, WrongEpochError
 from ps.options import RetryOptions
 from ps.routing import Positions, Routing
+from ps.shared_memory import IS_AVAILABLE, Buffer, Pool, is_this_machine
 from ps.tally import Tally
 from ps.transport import ClosedError, TimedOutError, Transport
 from ps.wire import weir_pb2 as pb
@@ -51,13 +53,16 @@ class Directory(Protocol):
 
 @dataclass(eq=False)
 class Part:
-    """What one shard does of a round. positions: by table, of its keys among the round's."""
+    """What one shard does of a round. positions: by table, of its keys among the round's. buffer: shared with the shard
+    while a message is on its way.
+    """
 
     shard: int
     positions: dict[str, Positions] = field(default_factory=dict)
     epoch: int = 0
     tries: int = 0
     failing_since: float | None = None
+    buffer: Buffer | None = None
 
 
 class Work(Protocol):
@@ -74,9 +79,11 @@ class Work(Protocol):
         """The part under another routing, or None: the round has to start anew (accept has been undone)."""
         ...
 
-    def request(self, part: Part, routing: Routing) -> pb.Request: ...
+    def request(self, part: Part, routing: Routing, pool: Pool | None) -> pb.Request:
+        """The message of a part; pool: set `part.buffer` from it to share large arrays with the shard."""
+        ...
 
-    def accept(self, part: Part, reply: pb.Reply) -> None: ...
+    def accept(self, part: Part, request: pb.Request, reply: pb.Reply) -> None: ...
 
 
 class Future(Generic[T]):
@@ -131,7 +138,9 @@ class Connection:
         routing: Routing,
         retry: RetryOptions,
         tally: Tally,
+        share_from_bytes: int | None = None,
     ) -> None:
+        """share_from_bytes: arrays of a message that take so many bytes go to shared memory; None: never."""
         self.cluster = cluster
         self.transport = transport
         self.directory = directory
@@ -140,6 +149,8 @@ class Connection:
         self.tally = tally
         self.later = Later()
         self._asked_at = float("-inf")
+        self._pool = Pool(share_from_bytes) if share_from_bytes is not None and IS_AVAILABLE else None
+        self._sharing: dict[str, bool] = {}  # by address
 
     def start(self, work: Work, finish: Callable[[], T]) -> Future[T]:
         """Send a round."""
@@ -158,10 +169,30 @@ class Connection:
         if found.epoch > self.routing.epoch:
             self.routing = found
 
+    def pool_for(self, address: str) -> Pool | None:
+        """Memory that the shard at this address can reach, or None."""
+        if self._pool is None or not self.transport.crosses_processes:
+            return None
+        if address not in self._sharing:
+            self._sharing[address] = is_this_machine(address)
+        return self._pool if self._sharing[address] else None
+
+    def stop_sharing(self, address: str) -> None:
+        """The shard there has no way to this process's memory."""
+        self._sharing[address] = False
+
+    def take_back(self, part: Part, *, reusable: bool) -> None:
+        """The part's message is answered, or given up: then the shard may still read and write the buffer."""
+        buffer, part.buffer = part.buffer, None
+        if buffer is not None and self._pool is not None:
+            self._pool.give_back(buffer, reusable=reusable)
+
     def close(self) -> None:
         """Rounds on their way fail with UnavailableError."""
         self.transport.close()
         self.later.close()
+        if self._pool is not None:
+            self._pool.close()
 
 
 class Round:
@@ -186,26 +217,31 @@ class Round:
 
     def _send(self, part: Part, routing: Routing) -> None:
         part.epoch, part.tries = routing.epoch, part.tries + 1
-        request = self._work.request(part, routing)
-        connection = self._connection
-        connection.tally.add(bytes_sent=request.ByteSize())
-        answer = connection.transport.send(
-            routing.addresses[part.shard], "Execute", request, connection.retry.timeout_seconds
-        )
-        answer.add_done_callback(lambda done: self._answered(part, done))
+        connection, address = self._connection, routing.addresses[part.shard]
+        request = self._work.request(part, routing, connection.pool_for(address))
+        connection.tally.add(bytes_sent=request.ByteSize(), bytes_shared=_shared_bytes(request))
+        answer = connection.transport.send(address, "Execute", request, connection.retry.timeout_seconds)
+        answer.add_done_callback(lambda done: self._answered(part, request, done))
 
-    def _answered(self, part: Part, done: futures.Future[pb.Reply]) -> None:
+    def _answered(self, part: Part, request: pb.Request, done: futures.Future[pb.Reply]) -> None:
         error = done.exception()
         if error is not None:
+            # Without an answer the shard may come to the message yet.
+            self._connection.take_back(part, reusable=not isinstance(error, UnavailableError))
             self._try_later(part, error)
             return
-        reply = done.result()
+        try:
+            self._accept(part, request, done.result())
+        finally:
+            self._connection.take_back(part, reusable=True)
+
+    def _accept(self, part: Part, request: pb.Request, reply: pb.Reply) -> None:
         with self._lock:
             if part not in self._open:
                 return  # of a round that has started anew or failed meanwhile
             self._connection.tally.add(bytes_received=reply.ByteSize())
             try:
-                self._work.accept(part, reply)
+                self._work.accept(part, request, reply)
             except (
                 Exception
             ) as failure:  # a reply that does not fit its request must reach the waiter, whatever it raises
@@ -220,20 +256,25 @@ class Round:
         if part.failing_since is None:
             part.failing_since = now
         patience = retry.overloaded_seconds if isinstance(error, OverloadedError) else retry.unavailable_seconds
-        retriable = isinstance(error, OverloadedError | WrongEpochError | UnavailableError)
+        retriable = isinstance(error, OverloadedError | WrongEpochError | UnavailableError | NotSharedError)
         if not retriable or isinstance(error, TimedOutError | ClosedError) or now - part.failing_since >= patience:
             self._fail(self._explained(part, error))
             return
         self._connection.tally.add(retries=1)
         pause = min(retry.max_backoff_seconds, retry.first_backoff_seconds * 2 ** min(part.tries - 1, 16))
+        if isinstance(error, NotSharedError):
+            pause = 0.0
         if not self._connection.later.run(pause, lambda: self._try_again(part, error)):
             self._fail(self._explained(part, ClosedError("the client was closed")))
 
     def _try_again(self, part: Part, error: BaseException) -> None:
         try:
-            if not isinstance(error, OverloadedError):
-                self._connection.find_shards(part.epoch)
             routing = self._connection.routing
+            if isinstance(error, NotSharedError):
+                self._connection.stop_sharing(routing.addresses[part.shard])
+            elif not isinstance(error, OverloadedError):
+                self._connection.find_shards(part.epoch)
+                routing = self._connection.routing
             if routing.epoch == part.epoch:
                 self._send(part, routing)
                 return
@@ -287,6 +328,12 @@ class Round:
         if isinstance(error, WeirError) and not isinstance(error, RowsLostError):
             return type(error)(f"{place}: {error}")
         return error
+
+
+def _shared_bytes(request: pb.Request) -> int:
+    return sum(
+        call.shared_keys.length + call.shared_payload.length + call.shared_reply.length for call in request.calls
+    )
 
 
 class Later:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 NAMES = (
-    *("pulls", "pushes", "bytes_sent", "bytes_received", "retries"),
+    *("pulls", "pushes", "bytes_sent", "bytes_received", "bytes_shared", "retries"),
     *("cache_lookups", "cache_hits", "bytes_saved"),
     *("dropped_above", "dropped_below", "nonfinite_skipped"),
 )

@@ -50,6 +50,8 @@ class ClosedError(UnavailableError):
 
 
 class Transport(Protocol):
+    crosses_processes: bool  # messages are copied on their way, so large arrays are better shared
+
     def send(self, address: str, method: Method, message: Any, timeout_seconds: float) -> Future[Any]:
         """Send one message and return the future of its reply."""
         ...
@@ -61,6 +63,8 @@ class Transport(Protocol):
 
 class GrpcTransport:
     """One channel per address, opened on first use. Thread-safe."""
+
+    crosses_processes = True
 
     def __init__(self) -> None:
         self._channels: dict[str, grpc.Channel] = {}
@@ -120,6 +124,8 @@ class InProcessTransport:
     """Calls the shards' own threads of work. hosts: by address, any text. Timeouts do not apply: nothing here can
     freeze alone.
     """
+
+    crosses_processes = False
 
     def __init__(self, hosts: Mapping[str, Host]) -> None:
         self._hosts = hosts

@@ -26,6 +26,7 @@ from ps.record import Record, layout_digest
 from ps.request import check_request
 from ps.routing import Routing
 from ps.shard import Shard
+from ps.shared_memory import Mappings
 from ps.spec import ClusterSpec
 from ps.wire import weir_pb2 as pb
 
@@ -45,6 +46,7 @@ class WorkThread:
         self.shard = shard
         self.capacity = capacity
         self.num_overloaded = 0
+        self._mappings = Mappings()
         self._started = time.monotonic()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closed = False
@@ -68,7 +70,7 @@ class WorkThread:
             raise WrongEpochError(
                 "this shard has no place in a cluster yet; it must be assigned, and restored if it had rows"
             )
-        checked = check_request(request, holding.spec)
+        checked = check_request(request, holding.spec, self._mappings)
         if self.queue_depth >= self.capacity:
             self.num_overloaded += 1
             raise OverloadedError(

@@ -20,7 +20,7 @@ LEVELS = [
     {"words": ["ps.types", "ps.errors", "ps.spec", "ps.wire.weir_pb2", "ps.wire.weir_pb2_grpc"]},
     {"kernels": ["ps.storage.kernels"]},
     {"keys": ["ps.keys", "ps.routing", "ps.thresholds", "ps.wire"]},
-    {"storage": ["ps.storage"]},
+    {"storage": ["ps.storage"], "shared memory": ["ps.shared_memory", "ps.envelope"]},
     {"psfuncs": ["ps.psfunc", "ps.psfuncs", "ps.record", "ps.checkpoint", "ps.options"]},
     {"shard": ["ps.applied", "ps.execution", "ps.holding", "ps.request", "ps.schedule", "ps.shard", "ps.synchronous"]},
     {"server": ["ps.metrics", "ps.process", "ps.server", "ps.work"]},

@@ -23,7 +23,7 @@ class Pull(Psfunc):
 
     def apply(self, task: Task) -> Running:
         assert task.keys is not None
-        rows = np.empty((len(task.keys), task.table.spec.width), np.float32)
+        rows = np.empty((len(task.keys), task.table.spec.width), np.float32) if task.out is None else task.out
         for start in range(0, len(rows), _CHUNK_KEYS):
             part = slice(start, start + _CHUNK_KEYS)
             task.table.pull(task.keys[part], out=rows[part])

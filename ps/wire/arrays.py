@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ps.errors import RequestError
 from ps.storage.kernels import wire as kernels
@@ -23,19 +24,29 @@ _FP16_MAX = np.float32(65504.0)
 
 def encode_floats(values: Floats, dtype: int) -> bytes:
     """Bytes of float32 values of any shape in a wire dtype."""
+    if dtype == pb.FLOAT32:
+        return np.ascontiguousarray(values, np.float32).tobytes()
+    out = np.empty(ITEM_BYTES[dtype] * values.size, np.uint8)
+    encode_into(values, dtype, out)
+    return out.tobytes()
+
+
+def encode_into(values: Floats, dtype: int, out: NDArray[np.uint8]) -> None:
+    """The same bytes, into memory that is there: uint8 [num_bytes], aligned."""
     flat = np.ascontiguousarray(values, np.float32).reshape(-1)
     if dtype == pb.FLOAT16:
         clipped = np.where(np.abs(flat) > _FP16_MAX, np.copysign(_FP16_MAX, flat), flat)
-        return np.where(np.isinf(flat), flat, clipped).astype("<f2").tobytes()
-    if dtype == pb.BFLOAT16:
-        halves = np.empty(len(flat), np.uint16)
-        kernels.to_bfloat16(flat.view(np.uint32), halves)
-        return halves.tobytes()
-    return flat.tobytes()
+        out.view("<f2")[:] = np.where(np.isinf(flat), flat, clipped)
+    elif dtype == pb.BFLOAT16:
+        kernels.to_bfloat16(flat.view(np.uint32), out.view(np.uint16))
+    else:
+        out.view(np.float32)[:] = flat
 
 
-def decode_floats(data: bytes | memoryview, dtype: int, width: int) -> Rows:
-    """float32 [n, width] from bytes; for fp32 a read-only view of them. Raises RequestError if no whole rows."""
+def decode_floats(data: bytes | NDArray[np.uint8], dtype: int, width: int) -> Rows:
+    """float32 [n, width] from bytes; for fp32 a view of them, of `bytes` a read-only one. Raises RequestError if no
+    whole rows.
+    """
     if width < 1 or len(data) % (ITEM_BYTES[dtype] * width):
         raise RequestError(f"a payload of {len(data)} bytes holds no whole rows of width {width}")
     if dtype == pb.FLOAT16:

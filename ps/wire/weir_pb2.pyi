@@ -17,7 +17,7 @@ FLOAT16: Dtype
 BFLOAT16: Dtype
 
 class Request(_message.Message):
-    __slots__ = ("wire_version", "routing_epoch", "client", "sequence", "step", "group", "calls")
+    __slots__ = ("wire_version", "routing_epoch", "client", "sequence", "step", "group", "calls", "shared")
     WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
     ROUTING_EPOCH_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class Request(_message.Message):
     STEP_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     CALLS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     wire_version: int
     routing_epoch: int
     client: int
@@ -32,7 +33,28 @@ class Request(_message.Message):
     step: int
     group: Group
     calls: _containers.RepeatedCompositeFieldContainer[Call]
-    def __init__(self, wire_version: _Optional[int] = ..., routing_epoch: _Optional[int] = ..., client: _Optional[int] = ..., sequence: _Optional[int] = ..., step: _Optional[int] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ...) -> None: ...
+    shared: SharedBuffer
+    def __init__(self, wire_version: _Optional[int] = ..., routing_epoch: _Optional[int] = ..., client: _Optional[int] = ..., sequence: _Optional[int] = ..., step: _Optional[int] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ..., shared: _Optional[_Union[SharedBuffer, _Mapping]] = ...) -> None: ...
+
+class SharedBuffer(_message.Message):
+    __slots__ = ("pid", "descriptor", "id", "size")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    descriptor: int
+    id: int
+    size: int
+    def __init__(self, pid: _Optional[int] = ..., descriptor: _Optional[int] = ..., id: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
+
+class Range(_message.Message):
+    __slots__ = ("start", "length")
+    START_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    length: int
+    def __init__(self, start: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
 
 class Group(_message.Message):
     __slots__ = ("generation", "rank", "world")
@@ -45,7 +67,7 @@ class Group(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., rank: _Optional[int] = ..., world: _Optional[int] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("table", "psfunc", "args", "keys", "payload", "dtype", "learning_rates", "drop_above", "drop_below")
+    __slots__ = ("table", "psfunc", "args", "keys", "payload", "dtype", "learning_rates", "drop_above", "drop_below", "shared_keys", "shared_payload", "shared_reply")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     PSFUNC_FIELD_NUMBER: _ClassVar[int]
     ARGS_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +77,9 @@ class Call(_message.Message):
     LEARNING_RATES_FIELD_NUMBER: _ClassVar[int]
     DROP_ABOVE_FIELD_NUMBER: _ClassVar[int]
     DROP_BELOW_FIELD_NUMBER: _ClassVar[int]
+    SHARED_KEYS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    SHARED_REPLY_FIELD_NUMBER: _ClassVar[int]
     table: str
     psfunc: str
     args: bytes
@@ -64,7 +89,10 @@ class Call(_message.Message):
     learning_rates: _containers.RepeatedScalarFieldContainer[float]
     drop_above: float
     drop_below: float
-    def __init__(self, table: _Optional[str] = ..., psfunc: _Optional[str] = ..., args: _Optional[bytes] = ..., keys: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., learning_rates: _Optional[_Iterable[float]] = ..., drop_above: _Optional[float] = ..., drop_below: _Optional[float] = ...) -> None: ...
+    shared_keys: Range
+    shared_payload: Range
+    shared_reply: Range
+    def __init__(self, table: _Optional[str] = ..., psfunc: _Optional[str] = ..., args: _Optional[bytes] = ..., keys: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., learning_rates: _Optional[_Iterable[float]] = ..., drop_above: _Optional[float] = ..., drop_below: _Optional[float] = ..., shared_keys: _Optional[_Union[Range, _Mapping]] = ..., shared_payload: _Optional[_Union[Range, _Mapping]] = ..., shared_reply: _Optional[_Union[Range, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("results",)
@@ -73,7 +101,7 @@ class Reply(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("values", "payload", "num_applied", "num_created", "num_nonfinite", "num_dropped_above", "num_dropped_below", "num_skipped")
+    __slots__ = ("values", "payload", "num_applied", "num_created", "num_nonfinite", "num_dropped_above", "num_dropped_below", "num_skipped", "shared_bytes")
     VALUES_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     NUM_APPLIED_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +110,7 @@ class Result(_message.Message):
     NUM_DROPPED_ABOVE_FIELD_NUMBER: _ClassVar[int]
     NUM_DROPPED_BELOW_FIELD_NUMBER: _ClassVar[int]
     NUM_SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    SHARED_BYTES_FIELD_NUMBER: _ClassVar[int]
     values: bytes
     payload: bytes
     num_applied: int
@@ -90,7 +119,8 @@ class Result(_message.Message):
     num_dropped_above: int
     num_dropped_below: int
     num_skipped: int
-    def __init__(self, values: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., num_applied: _Optional[int] = ..., num_created: _Optional[int] = ..., num_nonfinite: _Optional[int] = ..., num_dropped_above: _Optional[int] = ..., num_dropped_below: _Optional[int] = ..., num_skipped: _Optional[int] = ...) -> None: ...
+    shared_bytes: int
+    def __init__(self, values: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., num_applied: _Optional[int] = ..., num_created: _Optional[int] = ..., num_nonfinite: _Optional[int] = ..., num_dropped_above: _Optional[int] = ..., num_dropped_below: _Optional[int] = ..., num_skipped: _Optional[int] = ..., shared_bytes: _Optional[int] = ...) -> None: ...
 
 class AssignRequest(_message.Message):
     __slots__ = ("cluster_spec", "routing", "shard")
