@@ -104,6 +104,8 @@ class Pusher:
                 f"push of step {step}: the gradient of key {int(lookup.keys[table][bad])} of table {table!r} is not "
                 "finite; look at the loss, or set on_nonfinite: skip_row"
             )
+        if options.on_nonfinite == "stop" and not (options.drop_above or options.drop_below):
+            return None, Counts()
         judged = judge(rows, drop_above=options.drop_above, drop_below=options.drop_below)
         if judged.keep is None:
             return None, Counts()

@@ -7,8 +7,8 @@
     anything else, and no answer in time      final
 
 A message sent again carries the same client and sequence, so whatever a shard has applied already it skips.
-Threads: `start` runs at the caller, answers arrive on the transport's threads, tries after the first run on one
-thread a client.
+Threads: small rounds are sent by the caller, large ones by one thread a client; answers arrive on the transport's
+threads; tries after the first run on another thread a client.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ps.errors import NotSharedError, OverloadedError, RowsLostError, UnavailableError, WeirError, WrongEpochError
 from ps.options import RetryOptions
-from ps.routing import Positions, Routing
+from ps.routing import Positions, Routing, count
 from ps.shared_memory import IS_AVAILABLE, Buffer, Pool, is_this_machine
 from ps.tally import Tally
 from ps.transport import ClosedError, TimedOutError, Transport
 from ps.wire import weir_pb2 as pb
 
 T = TypeVar("T")
+_LARGE_KEYS = 4096
 
 
 class Directory(Protocol):
@@ -148,6 +149,7 @@ class Connection:
         self.retry = retry
         self.tally = tally
         self.later = Later()
+        self.sender = Sender()
         self._asked_at = float("-inf")
         self._pool = Pool(share_from_bytes) if share_from_bytes is not None and IS_AVAILABLE else None
         self._sharing: dict[str, bool] = {}  # by address
@@ -190,6 +192,7 @@ class Connection:
     def close(self) -> None:
         """Rounds on their way fail with UnavailableError."""
         self.transport.close()
+        self.sender.close()
         self.later.close()
         if self._pool is not None:
             self._pool.close()
@@ -211,9 +214,16 @@ class Round:
         self._open.update(parts)
         if not parts:
             self._outcome.set_result(None)
-        for part in parts:
-            self._send(part, routing)
+        num_keys = sum(count(positions) for part in parts for positions in part.positions.values())
+        self._connection.sender.run(lambda: self._send_all(parts, routing), is_large=num_keys >= _LARGE_KEYS)
         return self._outcome
+
+    def _send_all(self, parts: list[Part], routing: Routing) -> None:
+        try:
+            for part in parts:
+                self._send(part, routing)
+        except Exception as failure:  # may run on another thread: the waiter must hear of it
+            self._fail(failure)
 
     def _send(self, part: Part, routing: Routing) -> None:
         part.epoch, part.tries = routing.epoch, part.tries + 1
@@ -334,6 +344,38 @@ def _shared_bytes(request: pb.Request) -> int:
     return sum(
         call.shared_keys.length + call.shared_payload.length + call.shared_reply.length for call in request.calls
     )
+
+
+class Sender:
+    """Sends in the order of calls: large rounds on a thread of its own, for writing them takes milliseconds, small
+    ones at the caller unless others wait.
+    """
+
+    def __init__(self) -> None:
+        self._executor = futures.ThreadPoolExecutor(1, thread_name_prefix="weir-send")
+        self._waiting = 0
+        self._lock = threading.Lock()
+
+    def run(self, function: Callable[[], None], *, is_large: bool) -> None:
+        """Call `function`, which must not raise, now or soon."""
+        with self._lock:
+            at_caller = not is_large and not self._waiting
+            if not at_caller:
+                self._waiting += 1
+                self._executor.submit(self._run, function)
+        if at_caller:
+            function()
+
+    def close(self) -> None:
+        """Run what waits, and end the thread."""
+        self._executor.shutdown()
+
+    def _run(self, function: Callable[[], None]) -> None:
+        try:
+            function()
+        finally:
+            with self._lock:
+                self._waiting -= 1
 
 
 class Later:

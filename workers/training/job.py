@@ -4,7 +4,6 @@ several.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from workers.samples.schema import Schema
 from workers.training.cluster import open_cluster
 from workers.training.evaluation import Predictions
 from workers.training.metrics_endpoint import serving_metrics
+from workers.training.process import make_ready, use_threads
 from workers.training.progress import Reporter
 from workers.training.runs import Run, open_run
 from workers.training.schedule import Schedule
@@ -92,6 +92,7 @@ def work(
             if checkpoint:
                 trainer.restore(checkpoint)
                 reporter.say(f"continuing {run.directory} after step {trainer.position.step}")
+            make_ready()
             trainer.fit()
             result = _result(trainer)
     if world.is_first:
@@ -135,7 +136,7 @@ def build_trainer(
     world: World,
 ) -> Trainer:
     """The trainer of one of `world.size` workers, before its first step; with several, inside their process group."""
-    torch.set_num_threads(config.train.threads or len(os.sched_getaffinity(0)))
+    use_threads(config.train.threads)
     torch.manual_seed(config.seed)
     model: torch.nn.Module = _model(config, schema)
     options = config.train

@@ -120,10 +120,18 @@ def add_by_key(gradients, inverse, out, column):
 
 @inlined
 def _take(rows, inverse, out, column, width):
-    for i in range(inverse.shape[0]):
-        row = inverse[i]
+    flat = rows.reshape(-1)
+    stride = rows.shape[1]
+    n = inverse.shape[0]
+    for i in range(n):
+        if i + AHEAD < n:
+            base = inverse[i + AHEAD] * stride + column
+            prefetch_read(flat, base)
+            prefetch_read(flat, base + width - 1)
+        target = out[i]
+        source = rows[inverse[i], column : column + width]
         for j in range(width):
-            out[i, j] = rows[row, column + j]
+            target[j] = source[j]
 
 
 @typed_kernel("void", readonly_array("float32", 2), readonly_array("int64"), array("float32", 2), "int64")
