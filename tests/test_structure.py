@@ -28,7 +28,7 @@ LEVELS = [
     {
         "client": [
             "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.messages", "ps.pusher", "ps.rounds",
-            "ps.tally", "ps.unsettled",
+            "ps.sending", "ps.tally", "ps.unsettled",
         ]
     },
     {"shells": ["ps", "ps.actor", "ps.coordinator", "ps.coordinator_metrics", "ps.placement", "ps.session"]},
