@@ -30,11 +30,11 @@ from ps.coordinator_metrics import coordinator_registry
 from ps.errors import NoClusterError, RequestError, UnavailableError, WeirError, from_wire, to_wire
 from ps.metrics import Endpoint
 from ps.options import ClientOptions
-from ps.psfunc import load_modules
 from ps.routing import Routing
 from ps.server import ShardServer
 from ps.spec import ClusterSpec
 from ps.transport import GrpcTransport
+from ps.user_modules import load_modules
 from ps.wire import weir_pb2 as pb
 
 T = TypeVar("T")

@@ -145,7 +145,8 @@ class Client:
         lookup = self._check_execute(table, psfunc, "get", keys, False)
         self._before_read()
         work = Execute(table, psfunc, READ, lookup)
-        return self._connection.start(work, work.merge).wait()
+        result = self._connection.start(work, work.merge).wait()
+        return result[lookup.inverse[table]] if psfunc.gives_rows and lookup is not None else result
 
     def delete(self, table: str, keys: Keys) -> Counts:
         """Delete the rows of keys; `applied` counts those that existed."""

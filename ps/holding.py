@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 
 from ps.applied import Applied
 from ps.errors import RequestError, WrongEpochError
-from ps.psfunc import BucketNumbers, Counts, load_modules
+from ps.psfunc import BucketNumbers, Counts
+from ps.psfuncs.compiled import row_psfuncs
 from ps.record import Record
 from ps.request import CheckedRequest
 from ps.routing import Routing
 from ps.spec import ClusterSpec
 from ps.storage.table import Table
+from ps.user_modules import load_modules
 
 
 class Holding:
@@ -31,7 +33,7 @@ class Holding:
         self.owned: BucketNumbers = np.empty(0, np.int64)
         self._is_owned: NDArray[np.bool_] = np.zeros(spec.num_buckets, np.bool_)
         self.tables = {
-            name: Table(name, table, seed=spec.seed, num_buckets=spec.num_buckets)
+            name: Table(name, table, seed=spec.seed, num_buckets=spec.num_buckets, check=spec.check)
             for name, table in spec.tables.items()
         }
         self.counts = Counts()  # of all updates so far
@@ -42,6 +44,9 @@ class Holding:
         for table in self.tables.values():
             table.warm_up()
             yield
+            for psfunc in row_psfuncs(self.spec.psfunc_modules):
+                table.programs.compile(psfunc.code(), psfunc.role)
+                yield
 
     def move(self, routing: Routing, shard: int) -> None:
         """Take a place in a routing. Buckets that another shard owns now are dropped. Raises WrongEpochError going

@@ -23,11 +23,11 @@ from ps import control
 from ps.client import Client
 from ps.errors import RequestError, UnavailableError
 from ps.options import ClientOptions
-from ps.psfunc import load_modules
 from ps.routing import Routing
 from ps.shard import Shard
 from ps.spec import ClusterSpec, TableSpec
 from ps.transport import GrpcTransport, InProcessTransport, Transport
+from ps.user_modules import load_modules
 from ps.work import WorkThread
 
 Placement: TypeAlias = Literal["in-process", "process"]
@@ -163,14 +163,17 @@ def local(
     num_buckets: int = 256,
     seed: int = 0,
     psfunc_modules: tuple[str, ...] = (),
+    check: bool = False,
 ) -> Client:
     """A client with shards of its own, which end with it. num_buckets, seed and psfunc_modules: where no ClusterSpec
-    is given.
+    is given. check: compile users' row functions with bounds checks.
     """
     if isinstance(tables, ClusterSpec):
-        spec = tables
+        spec = tables.model_copy(update={"check": True}) if check else tables
     else:
-        spec = ClusterSpec(tables=dict(tables), num_buckets=num_buckets, seed=seed, psfunc_modules=psfunc_modules)
+        spec = ClusterSpec(
+            psfunc_modules=psfunc_modules, tables=dict(tables), num_buckets=num_buckets, seed=seed, check=check
+        )
     return LocalCluster(spec, shards=shards, placement=placement)._connect(options, owns_cluster=True)
 
 

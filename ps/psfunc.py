@@ -18,7 +18,6 @@ all.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ps.errors import RequestError
-from ps.spec import TableSpec
+from ps.spec import RowOptimizer, TableSpec, register_optimizer
 from ps.types import Buckets, Floats, Gradients, Rows, UniqueKeys
 
 if TYPE_CHECKING:
@@ -99,6 +98,9 @@ class Psfunc:
     takes_keys: ClassVar[Literal["always", "optional", "never"]] = "optional"
     takes_payload: ClassVar[bool] = False  # one row of floats for each key
     takes_learning_rates: ClassVar[bool] = False
+    gives_rows: ClassVar[bool] = (
+        False  # `merge` gives a row for each distinct key; the client spreads them over its own
+    )
 
     def args(self) -> dict[str, Any]:
         """The arguments as a map that msgpack can carry; the shard rebuilds the psfunc from it."""
@@ -124,17 +126,20 @@ class Psfunc:
         return sum((answer.counts for answer in answers), Counts())
 
 
-T = TypeVar("T", bound=type[Psfunc])
+T = TypeVar("T", bound=type[Psfunc] | type[RowOptimizer])
 _REGISTRY: dict[str, type[Psfunc]] = {}
 
 
 def register(name: str) -> Callable[[T], T]:
-    """Class decorator: make a psfunc known under `name`, at shards and clients alike. The class must be a dataclass.
+    """Class decorator: make a psfunc, which must be a dataclass, or a RowOptimizer known under `name`, at shards and
+    clients alike.
 
     Raises RequestError when another class has the name; running the same module again replaces its own.
     """
 
     def decorate(cls: T) -> T:
+        if issubclass(cls, RowOptimizer):
+            return register_optimizer(name, cls)
         present = _REGISTRY.get(name)
         if present is not None and (present.__module__, present.__qualname__) != (cls.__module__, cls.__qualname__):
             raise RequestError(
@@ -165,19 +170,6 @@ def lookup(name: str) -> type[Psfunc]:
             f"no psfunc {name!r} here; known: {', '.join(names())}. A user's module must stand in psfunc_modules"
         )
     return _REGISTRY[name]
-
-
-def load_modules(modules: Sequence[str]) -> None:
-    """Import the users' modules, which register psfuncs. Raises RequestError naming one that cannot be imported."""
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except RequestError:
-            raise
-        except Exception as error:
-            raise RequestError(
-                f"psfunc module {module!r} cannot be imported: {type(error).__name__}: {error}"
-            ) from error
 
 
 def encode_args(psfunc: Psfunc) -> bytes:

@@ -7,9 +7,15 @@ Options that change only cost: memory_limit_bytes.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, WrapValidator, model_validator
+from pydantic_core import PydanticKnownError
+
+from ps.errors import RequestError
+from ps.row_code import Float64
+from ps.user_modules import load_modules
 
 
 class Spec(BaseModel):
@@ -41,7 +47,26 @@ class Normal(Spec):
     std: float = Field(1e-4, ge=0)
 
 
-class SGD(Spec):
+OPTIMIZER_ROLES = ("init_state", "update", "sweep", "rebase_state")
+
+
+class RowOptimizer(Spec):
+    """What every optimizer of a segment is: a name, a learning rate, fields of its own.
+
+    A user's derives from it, is registered with `@ps.register("name")`, and has methods that are compiled into the
+    shard's loop: `update(self, values, state, gradient)` and, where it needs them, `init_state`, `sweep`,
+    `rebase_state`. docs/psfuncs.md.
+    """
+
+    name: str = ""
+    learning_rate: float = Field(0.01, ge=0)
+
+    def state_dim(self, dim: int) -> int:
+        """Floats of state that a row of `dim` values keeps."""
+        return 0
+
+
+class SGD(RowOptimizer):
     """w -= lr * (g + l2 * w)."""
 
     name: Literal["sgd"] = "sgd"
@@ -49,7 +74,7 @@ class SGD(Spec):
     l2: float = Field(0.0, ge=0)
 
 
-class AdaGrad(Spec):
+class AdaGrad(RowOptimizer):
     """Duchi et al. 2011, per element: a += g^2; w -= lr * g / (sqrt(a) + eps); g includes l2 * w. As
     torch.optim.Adagrad.
     """
@@ -61,7 +86,7 @@ class AdaGrad(Spec):
     l2: float = Field(0.0, ge=0)
 
 
-class RowWiseAdaGrad(Spec):
+class RowWiseAdaGrad(RowOptimizer):
     """One accumulator a row: a += mean(g^2); w -= lr * g / (sqrt(a) + eps); g includes l2 * w. FBGEMM's
     EXACT_ROWWISE_ADAGRAD.
     """
@@ -72,7 +97,7 @@ class RowWiseAdaGrad(Spec):
     l2: float = Field(0.0, ge=0)
 
 
-class Adam(Spec):
+class Adam(RowOptimizer):
     """Kingma and Ba 2015. Lazy: only pushed rows move, each with its own step count, for bias correction.
 
     With `sweep`, a push only accumulates, and one table-wide update a step applies Adam and L2 to every existing row,
@@ -84,10 +109,10 @@ class Adam(Spec):
 
     name: Literal["adam"] = "adam"
     learning_rate: float = Field(0.001, ge=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
+    beta1: Float64 = Field(0.9, ge=0, lt=1)
+    beta2: Float64 = Field(0.999, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
-    l2: float = Field(0.0, ge=0)
+    l2: Float64 = Field(0.0, ge=0)
     l2_per: Literal["push", "step"] = "push"
     sweep: bool = False
 
@@ -100,7 +125,7 @@ class Adam(Spec):
         return self
 
 
-class FTRL(Spec):
+class FTRL(RowOptimizer):
     """FTRL-proximal, McMahan et al. 2013, algorithm 1; `learning_rate` is its alpha."""
 
     name: Literal["ftrl"] = "ftrl"
@@ -115,8 +140,57 @@ def _named(value: Any) -> Any:
 
 
 Initializer = Annotated[Zeros | Constant | Uniform | Normal, Field(discriminator="name"), BeforeValidator(_named)]
+_USERS: dict[str, type[RowOptimizer]] = {}  # registered by users' modules
+OptimizerClass = TypeVar("OptimizerClass", bound=type[RowOptimizer])
+
+
+def register_optimizer(name: str, cls: OptimizerClass) -> OptimizerClass:
+    """Make a user's optimizer known under `name`. Raises RequestError when another one has it; running the same module
+    again replaces its own.
+    """
+    present = _USERS.get(name)
+    if name in _OURS or (present and (present.__module__, present.__qualname__) != (cls.__module__, cls.__qualname__)):
+        owner = present.__module__ if present else "Weir itself"
+        raise RequestError(f"optimizer {name!r} of {cls.__module__} is registered by {owner}; choose another name")
+    if not name.isidentifier():
+        raise RequestError(f"optimizer {name!r}: a name is of letters, digits and underscores")
+    if not callable(getattr(cls, "update", None)):
+        raise RequestError(f"optimizer {name!r} needs a method update(self, values, state, gradient)")
+    named: type[RowOptimizer] = cls
+    field = named.model_fields["name"]
+    field.default, field.annotation = name, Literal[name]  # type: ignore[assignment]
+    named.model_rebuild(force=True)
+    _USERS[name] = cls
+    return cls
+
+
+def checked_state_dim(optimizer: RowOptimizer, dim: int) -> int:
+    """A user's `state_dim`. Raises RequestError for what is no number of floats."""
+    found = optimizer.state_dim(dim)
+    if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found <= 1 << 16:
+        raise RequestError(f"optimizer {optimizer.name!r}: state_dim({dim}) is {found!r}; it must be 0 to {1 << 16}")
+    return found
+
+
+def _chosen(value: Any, ours: Callable[[Any], RowOptimizer]) -> RowOptimizer:
+    """A user's optimizer by its name, or one of ours."""
+    value = _named(value)
+    if isinstance(value, RowOptimizer):
+        return value
+    name = value.get("name") if isinstance(value, Mapping) else None
+    if name in _USERS:
+        return _USERS[name].model_validate(value)
+    if isinstance(name, str) and name not in _OURS and _USERS:
+        known = ", ".join(repr(each) for each in (*_OURS, *sorted(_USERS)))
+        context = {"discriminator": "'name'", "tag": name, "expected_tags": known}
+        raise PydanticKnownError("union_tag_invalid", context)
+    return ours(value)
+
+
+_OURS = ("sgd", "adagrad", "rowwise_adagrad", "adam", "ftrl")
 Optimizer = Annotated[
-    SGD | AdaGrad | RowWiseAdaGrad | Adam | FTRL, Field(discriminator="name"), BeforeValidator(_named)
+    SerializeAsAny[Annotated[SGD | AdaGrad | RowWiseAdaGrad | Adam | FTRL, Field(discriminator="name")]],
+    WrapValidator(_chosen),
 ]
 CodecName = Literal["fp32", "fp16", "bf16"]
 
@@ -126,7 +200,7 @@ class SegmentSpec(Spec):
 
     dim: int = Field(ge=1, le=4096)
     initializer: Initializer = Zeros()
-    optimizer: Optimizer = AdaGrad()
+    optimizer: Optimizer = AdaGrad()  # one of ours or a user's RowOptimizer
     codec: CodecName = "fp32"
 
 
@@ -156,10 +230,24 @@ class ClusterSpec(Spec):
     tables: dict[str, TableSpec] = Field(min_length=1)
     num_buckets: int = 256  # at least 64 per shard at the largest planned number of shards
     seed: int = 0
-    psfunc_modules: tuple[str, ...] = ()
+    psfunc_modules: tuple[str, ...] = ()  # users' modules: imported before the rest is read, for it may name theirs
+    check: bool = False  # users' row functions are compiled with bounds checks: slower, to find mistakes
+
+    @model_validator(mode="before")
+    @classmethod
+    def _load_modules(cls, given: Any) -> Any:
+        return with_modules(given)
 
     @model_validator(mode="after")
     def _power_of_two(self) -> ClusterSpec:
         if not 1 <= self.num_buckets <= 1 << 20 or self.num_buckets & (self.num_buckets - 1):
             raise ValueError(f"num_buckets is {self.num_buckets}; it must be a power of two between 1 and {1 << 20}")
         return self
+
+
+def with_modules(given: Any) -> Any:
+    """Import the `psfunc_modules` of a spec or configuration that is about to be validated; returns it."""
+    modules = given.get("psfunc_modules") if isinstance(given, Mapping) else None
+    if isinstance(modules, Sequence) and all(isinstance(module, str) for module in modules):
+        load_modules([modules] if isinstance(modules, str) else modules)
+    return given

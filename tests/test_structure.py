@@ -17,7 +17,12 @@ ROOT = Path(__file__).parents[1]
 # Rooms from the bottom up. A module imports from its own room and from levels below; rooms side by side do not know
 # each other. A name stands for the module and for all below it; the longest one that fits counts.
 LEVELS = [
-    {"words": ["ps.types", "ps.errors", "ps.spec", "ps.wire.weir_pb2", "ps.wire.weir_pb2_grpc"]},
+    {
+        "words": [
+            "ps.types", "ps.errors", "ps.row_code", "ps.spec", "ps.user_modules", "ps.wire.weir_pb2",
+            "ps.wire.weir_pb2_grpc",
+        ]
+    },
     {"kernels": ["ps.storage.kernels"]},
     {"keys": ["ps.keys", "ps.routing", "ps.thresholds", "ps.wire"]},
     {"storage": ["ps.storage"], "shared memory": ["ps.shared_memory", "ps.envelope"]},

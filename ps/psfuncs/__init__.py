@@ -1,6 +1,7 @@
 """The psfuncs that every shard knows. Importing this package registers them."""
 
 from ps.psfuncs.aggregates import Aggregate, Max, Min, Nnz, Nrm2, Size, Sum
+from ps.psfuncs.compiled import FoldRows, ReadRow, UpdateRow
 from ps.psfuncs.rows import Clear, Delete, Pull, Push, Sweep
 from ps.psfuncs.updates import Fill, Map, RowUpdate, Scale
 
@@ -9,6 +10,7 @@ __all__ = [
     "Clear",
     "Delete",
     "Fill",
+    "FoldRows",
     "Map",
     "Max",
     "Min",
@@ -16,9 +18,11 @@ __all__ = [
     "Nrm2",
     "Pull",
     "Push",
+    "ReadRow",
     "RowUpdate",
     "Scale",
     "Size",
     "Sum",
     "Sweep",
+    "UpdateRow",
 ]

@@ -6,7 +6,7 @@ value.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
@@ -60,6 +60,10 @@ class Aggregate(Psfunc):
             if partial is not None:
                 partials[bucket] = partial
             yield
+        return self.answer(partials)
+
+    def answer(self, partials: Mapping[int, Partial]) -> Answer:
+        """A shard's answer, from the partial result of each bucket."""
         return Answer(
             values={
                 "buckets": np.array(list(partials), "<i4").tobytes(),

@@ -20,6 +20,7 @@ class Pull(Psfunc):
 
     kind: ClassVar[Kind] = "get"
     takes_keys: ClassVar[Literal["always", "optional", "never"]] = "always"
+    gives_rows: ClassVar[bool] = True
 
     def apply(self, task: Task) -> Running:
         assert task.keys is not None
@@ -101,7 +102,10 @@ class Sweep(Psfunc):
 
     def apply(self, task: Task) -> Running:
         applied = 0
-        for bucket in task.buckets.tolist():
-            applied += task.table.sweep(bucket, step=task.step, learning_rates=task.learning_rates)
-            yield
+        # A user's optimizer that raises does so in the first round, which stores nothing.
+        for write in (False, True) if task.table.may_raise else (True,):
+            for bucket in task.buckets.tolist():
+                rows = task.table.sweep(bucket, step=task.step, learning_rates=task.learning_rates, write=write)
+                applied += rows if write else 0
+                yield
         return Answer(counts=Counts(applied=applied))

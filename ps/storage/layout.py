@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 
 from ps.errors import RequestError
 from ps.keys import hash_texts
-from ps.spec import Adam, Constant, Normal, SegmentSpec, TableSpec, Uniform
+from ps.spec import Constant, Normal, TableSpec, Uniform
 from ps.storage.arena import UNIT_WORDS
 from ps.storage.kernels.codecs import CODECS
 from ps.storage.kernels.generate import KernelLayout, SegmentLayout
-from ps.storage.kernels.optimizers import OPTIMIZERS
+from ps.storage.kernels.optimizers import code_of, kernel_name, state_dim
 
 _KEY_WORDS = 2
-_HYPER = 8  # as templates/segment.py
 _MAX_BLOCK_BYTES = 32 << 10
 _MAX_BLOCK_SHIFT = 8
 
@@ -75,37 +74,51 @@ class RowLayout:
         return "\n".join(lines)
 
 
-def layout_of(spec: TableSpec) -> RowLayout:
-    """The layout of a table's rows."""
-    segments, column, word, scratch = [], 0, _KEY_WORDS, 0
+def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
+    """The layout of a table's rows. check: users' row functions are compiled with bounds checks.
+
+    Raises RequestError naming file and line of a user's optimizer that cannot be compiled.
+    """
+    segments, column, word, scratch, hyper = [], 0, _KEY_WORDS, 0, 0
     value_words = [CODECS[s.codec].words(s.dim) for s in spec.segments.values()]
     state_word = _KEY_WORDS + sum(value_words)
     for segment, words in zip(spec.segments.values(), value_words):
-        optimizer = _optimizer(segment)
-        state_dim = OPTIMIZERS[optimizer].state_dim(segment.dim)
-        initializer = segment.initializer.name
+        optimizer = segment.optimizer
+        kept, code = state_dim(optimizer, segment.dim), code_of(optimizer)
         segments.append(
             SegmentLayout(
-                segment.codec, initializer, optimizer, segment.dim, column, word, state_dim, state_word, scratch
+                codec=segment.codec,
+                initializer=segment.initializer.name,
+                optimizer=kernel_name(optimizer),
+                code=code,
+                dim=segment.dim,
+                column=column,
+                value_word=word,
+                state_dim=kept,
+                state_word=state_word,
+                scratch=scratch,
+                hyper=hyper,
             )
         )
+        hyper += 1 + len(code.pack(optimizer))
         column, word = column + segment.dim, word + words
-        state_word, scratch = state_word + state_dim, scratch + segment.dim + state_dim
+        state_word, scratch = state_word + kept, scratch + segment.dim + kept
     rows = max(1, _MAX_BLOCK_BYTES // (4 * state_word))
     shift = min(_MAX_BLOCK_SHIFT, rows.bit_length() - 1)
-    return RowLayout(KernelLayout(state_word, shift, tuple(segments)), tuple(spec.segments), column)
+    return RowLayout(KernelLayout(state_word, shift, tuple(segments), check), tuple(spec.segments), column)
 
 
 def hyper_of(spec: TableSpec) -> NDArray[np.float64]:
-    """float64 [8 * segments]: per segment the initializer's parameter, then the optimizer's HYPER fields."""
-    hyper = np.zeros((len(spec.segments), _HYPER), np.float64)
-    for row, segment in zip(hyper, spec.segments.values()):
+    """float64 [n]: per segment the initializer's parameter, then the optimizer's fields (RowCode.pack)."""
+    parts = []
+    for segment in spec.segments.values():
         match segment.initializer:
             case Constant(value=parameter) | Uniform(scale=parameter) | Normal(std=parameter):
-                row[0] = parameter
-        fields = OPTIMIZERS[_optimizer(segment)].HYPER
-        row[1 : 1 + len(fields)] = [getattr(segment.optimizer, field) for field in fields]
-    return hyper.ravel()
+                parts.append(np.array([parameter]))
+            case _:
+                parts.append(np.zeros(1))
+        parts.append(code_of(segment.optimizer).pack(segment.optimizer))
+    return np.concatenate(parts)
 
 
 def streams_of(table: str, spec: TableSpec, seed: int) -> NDArray[np.uint64]:
@@ -117,13 +130,3 @@ def streams_of(table: str, spec: TableSpec, seed: int) -> NDArray[np.uint64]:
 def learning_rates_of(spec: TableSpec) -> NDArray[np.float32]:
     """float32 [segments]: the spec's own learning rates."""
     return np.array([segment.optimizer.learning_rate for segment in spec.segments.values()], np.float32)
-
-
-def _optimizer(segment: SegmentSpec) -> str:
-    match segment.optimizer:
-        case Adam(sweep=True):
-            return "adam_sweep"
-        case Adam(l2_per="step"):
-            return "adam_elapsed"
-        case optimizer:
-            return optimizer.name

@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 from ps.errors import RequestError
 from ps.spec import TableSpec
 from ps.storage import layout as layouts
+from ps.storage.before import Before
+from ps.storage.blame import blame_optimizers
 from ps.storage.buckets import MAX_ROWS, Buckets
 from ps.storage.kernels import generate, index
+from ps.storage.programs import Programs
 from ps.types import Floats, Gradients, Images, Keys, Rows, UniqueKeys
 
 _BLOCK_ROWS = 4096
@@ -58,15 +61,17 @@ class Table:
     elements so far).
     """
 
-    def __init__(self, name: str, spec: TableSpec, *, seed: int, num_buckets: int) -> None:
-        """num_buckets: a power of two. Compiles the kernels of the row layout, or reads them from the cache."""
+    def __init__(self, name: str, spec: TableSpec, *, seed: int, num_buckets: int, check: bool = False) -> None:
+        """num_buckets: a power of two. Compiles the kernels of the row layout, or reads them from the cache. check:
+        users' row functions get bounds checks.
+        """
         if not 1 <= num_buckets <= 1 << 20 or num_buckets & (num_buckets - 1):
             raise RequestError(
                 f"table {name!r}: num_buckets is {num_buckets}; it must be a power of two up to {1 << 20}"
             )
         self.name, self.spec, self.num_buckets = name, spec, num_buckets
         self.saturated = self.nonfinite = self.created = self.deleted = 0
-        self._layout = layouts.layout_of(spec)
+        self._layout = layouts.layout_of(spec, check=check)
         self._kernels = generate.kernels_of(self._layout.kernels)
         self._hyper = layouts.hyper_of(spec)
         self._streams = layouts.streams_of(name, spec, seed)
@@ -76,6 +81,8 @@ class Table:
         hashes, addresses = np.zeros(index.CHUNK, np.uint64), np.zeros(index.CHUNK, np.int64)
         self._workspace = (hashes, addresses, floats, floats.view(np.uint16))
         self._buckets = Buckets(name, self._layout, num_buckets, spec.memory_limit_bytes)
+        self._before = Before(self._layout)
+        self.programs = Programs(self)
 
     @property
     def num_rows(self) -> int:
@@ -131,28 +138,48 @@ class Table:
             )
         if not self._surely_fits(len(keys)):
             self._reserve_missing(keys)
-        missing, counts = np.empty(len(keys), np.int64), np.zeros(3, np.int64)
-        arguments = (self._bits, rates, self._hyper, self._streams, step, missing, counts, *self._workspace)
-        created = self._kernels.push(*self._memory, keys, gradients, *arguments)
-        if created:
-            places = missing[:created].copy()
-            fresh = keys[places]
-            self._create(fresh, rates)
-            self._kernels.push(*self._memory, fresh, gradients[places], *arguments)
+        missing, counts, fresh = np.empty(len(keys), np.int64), np.zeros(4, np.int64), keys[:0]
+        places = (missing, counts, *self._before.room(len(keys)))
+        arguments = (self._bits, rates, self._hyper, self._streams, step, *places, *self._workspace)
+        pushed, sent = keys, gradients
+        try:
+            created = self._kernels.push(*self._memory, keys, gradients, *arguments)
+            if created:
+                absent = missing[:created].copy()
+                self._create(keys[absent], rates)
+                pushed, sent, fresh = keys[absent], gradients[absent], keys[absent]
+                self._kernels.push(*self._memory, pushed, sent, *arguments)
+        except Exception as error:
+            if not self._layout.kernels.may_raise:
+                raise
+            self._before.put_back(self._memory[0], int(counts[0]))
+            self._remove(fresh)
+            at = slice(counts[3], counts[3] + 1)
+            raise blame_optimizers(self, error, "update", pushed[at], rates, step, sent[at]) from error
         self.created += created
-        return self._counted(counts, created)
+        return self._counted(counts[:3], created)
 
-    def sweep(self, bucket: int, *, step: int, learning_rates: Floats) -> int:
+    @property
+    def may_raise(self) -> bool:
+        """Whether an optimizer is a user's, so that a table-wide update is tried before it is done."""
+        return self._layout.kernels.may_raise
+
+    def sweep(self, bucket: int, *, step: int, learning_rates: Floats, write: bool = True) -> int:
         """One step of the table-wide update, of the segments that have one, on a bucket; returns how many rows it has.
 
-        step: as the pushes', counted from 1: Adam's bias correction uses it.
+        step: as the pushes', counted from 1: Adam's bias correction uses it. write: False only sees whether a user's
+        optimizer raises RequestError; where it does not, writing does not either.
         """
-        rates, counts = self._checked_rates(learning_rates), np.zeros(3, np.int64)
-        _, addresses = self._rows_of(bucket, 0, int(self._buckets.rows[bucket]))
-        self._kernels.sweep_rows(
-            *self._memory[:3], addresses, rates, self._hyper, self._streams, step, counts, self._workspace[2]
-        )
-        self._counted(counts, 0)
+        rates, counts = self._checked_rates(learning_rates), np.zeros(4, np.int64)
+        keys, addresses = self._rows_of(bucket, 0, int(self._buckets.rows[bucket]))
+        arguments = (addresses, rates, self._hyper, self._streams, step, counts, self._workspace[2], write)
+        try:
+            self._kernels.sweep_rows(*self._memory[:3], *arguments)
+        except Exception as error:
+            at = slice(counts[3], counts[3] + 1)
+            raise blame_optimizers(self, error, "sweep", keys[at], rates, step) from error
+        if write:
+            self._counted(counts[:3], 0)
         return len(addresses)
 
     def delete(self, keys: Keys) -> int:
@@ -175,7 +202,7 @@ class Table:
             keys, addresses = self._rows_of(bucket, first, _BLOCK_ROWS)
             arena, values = self._buckets.arena, np.empty((len(keys), width), np.float32)
             self._kernels.read_rows(arena.floats, arena.halves, addresses, place, column, values)
-            state = arena.floats[addresses[:, None] + (state_word + np.arange(state_dim))]
+            state = self._state(addresses, state_word, state_dim)
             yield Block(keys, values, state, self, addresses, place, column)
 
     def contains(self, keys: Keys) -> NDArray[np.bool_]:
@@ -294,7 +321,18 @@ class Table:
         self._buckets.reserve(counts)
         addresses = self._append(keys)
         scratch = self._workspace[2]
-        self._kernels.create(arena.floats, arena.halves, keys, addresses, rates, self._hyper, self._streams, scratch)
+        try:
+            self._kernels.create(
+                arena.floats, arena.halves, keys, addresses, rates, self._hyper, self._streams, scratch
+            )
+        except Exception as error:
+            self._remove(keys)
+            raise blame_optimizers(self, error, "init_state", keys, rates) from error
+
+    def _state(self, addresses: NDArray[np.int64], word: int, dim: int) -> Floats:
+        """float32 [n, dim]: state of rows, from a word of their layout on."""
+        state: Floats = self._buckets.arena.floats[addresses[:, None] + (word + np.arange(dim))]
+        return state
 
     def _rows_of(self, bucket: int, first: int, count: int) -> tuple[Keys, NDArray[np.int64]]:
         count = min(count, int(self._buckets.rows[bucket]) - first)
@@ -307,19 +345,23 @@ class Table:
 
     def _overwrite(self, addresses: NDArray[np.int64], segment: int, column: int, values: Rows) -> int:
         counts, arena = np.zeros(3, np.int64), self._buckets.arena
-        self._kernels.overwrite_rows(
-            arena.floats,
-            arena.halves,
-            addresses,
-            segment,
-            column,
-            np.ascontiguousarray(values, np.float32),
-            self._own_rates,
-            self._hyper,
-            counts,
-            self._workspace[2],
-        )
+        values = np.ascontiguousarray(values, np.float32)
+        before = np.empty((len(addresses) if self.may_raise else 0, self._layout.image_words), np.uint32)
+        index.read_images(arena.words, addresses[: len(before)], before)
+        memory, rest = (arena.floats, arena.halves), (self._own_rates, self._hyper, counts, self._workspace[2])
+        try:
+            self._kernels.overwrite_rows(*memory, addresses, segment, column, values, *rest)
+        except Exception as error:
+            index.write_images(arena.words, addresses[: len(before)], before)
+            raise blame_optimizers(self, error, "rebase_state", np.empty(0, np.uint64), self._own_rates) from error
         return self._counted(counts, 0).nonfinite
+
+    def _remove(self, keys: UniqueKeys) -> None:
+        """Take back rows that were just made: the newest first, so that the others keep their order."""
+        if len(keys):
+            layout, arena = self._layout.kernels, self._buckets.arena
+            newest_first = np.ascontiguousarray(keys[::-1])
+            index.remove(arena.words, self._buckets.table, newest_first, self._bits, layout.block_shift, layout.stride)
 
     def _counted(self, counts: NDArray[np.int64], created: int) -> PushCounts:
         applied, nonfinite, saturated = (int(count) for count in counts)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ps.options import ClientOptions
-from ps.spec import ClusterSpec, TableSpec
+from ps.spec import ClusterSpec, TableSpec, with_modules
 from workers.config.data import Data
 from workers.config.errors import nearest
 from workers.config.fields import Categorical, FeatureField, LabelField, Multi, Numeric
@@ -104,6 +104,11 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     psfunc_modules: tuple[str, ...] = ()
     runs: str = "runs"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _load_modules(cls, given: Any) -> Any:
+        return with_modules(given)
 
     @field_validator("model")
     @classmethod

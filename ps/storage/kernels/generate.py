@@ -1,7 +1,8 @@
 """Kernels specialised to a row layout: modules made of a template and the constants of the layout.
 
-Equal layouts give equal text, hence one module and one entry of the compile cache, in every process. Modules lie in
-the private folder of build.py. Nothing here depends on numba.
+Equal layouts give equal text, hence one module and one entry of the compile cache, in every process. A row function is
+in the text by its digest, so an edited one, or an edited helper or constant of it, makes another module. Modules lie
+in the private folder of build.py.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import os
 import sys
 import tempfile
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from ps.storage.kernels import build, optimizers
+from ps.row_code import ROLES, RowCode, RowField
+from ps.storage.kernels import build, row_functions
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _KERNELS = "ps.storage.kernels"
@@ -24,44 +27,84 @@ _KERNELS = "ps.storage.kernels"
 
 @dataclass(frozen=True)
 class SegmentLayout:
-    """Where a segment lies in a row, and what works on it. Offsets in words from the start of the row."""
+    """Where a segment lies in a row, and what works on it. Offsets in words from the start of the row.
+
+    hyper: the place of its numbers in `hyper`: the initializer's parameter, then the optimizer's fields (RowCode.pack).
+    """
 
     codec: str
     initializer: str
     optimizer: str
+    code: RowCode
     dim: int
     column: int
     value_word: int
     state_dim: int
     state_word: int
     scratch: int
+    hyper: int
 
 
 @dataclass(frozen=True)
 class KernelLayout:
-    """All constants that the kernels of a table are compiled for."""
+    """All constants that the kernels of a table are compiled for. check: users' functions get bounds checks."""
 
     stride: int  # words of a row, key included
     block_shift: int
     segments: tuple[SegmentLayout, ...]
+    check: bool = False
+
+    @property
+    def may_raise(self) -> bool:
+        """Whether a row function is a user's: then what a call has changed is undone when one raises."""
+        return any(segment.code.users for segment in self.segments)
 
 
 def kernels_of(layout: KernelLayout) -> ModuleType:
-    """The module of templates/table.py for this layout, its kernels compiled or read from the cache."""
-    names = [_load(_fill("segment", _segment_text(k, s))) for k, s in enumerate(layout.segments)]
-    return sys.modules[_load(_fill("table", _table_text(layout, names)))]
+    """The module of templates/table.py for this layout, its kernels compiled or read from the cache.
+
+    Raises RequestError with file and line where a user's function cannot be compiled.
+    """
+    try:
+        return sys.modules[_table_module(layout)]
+    except row_functions.COMPILE_ERRORS as error:
+        raise row_functions.explained(error, [segment.code for segment in layout.segments]) from error
 
 
-def _segment_text(ordinal: int, segment: SegmentLayout) -> str:
-    optimizer = optimizers.OPTIMIZERS[segment.optimizer]
+def program_of(layout: KernelLayout, code: RowCode, role: str) -> ModuleType:
+    """The module of templates/program.py for a psfunc's row function and this layout. Raises as `kernels_of`."""
+    name = row_functions.provide(code, check=layout.check)
+    lines = [
+        f"import {_table_module(layout)} as table",
+        "from ps.storage.kernels.row_functions import provided",
+        f"functions = provided({name!r})",
+        *_fields_text(code.fields, 0),
+        *_function_text(code, role, "run_row", _PROGRAM_INPUTS),
+        f"UPDATES = {role == 'update_row'}",
+        f"WRITES_STATE = {role == 'update_row' and 'state' in code.names(role)}",
+    ]
+    try:
+        return sys.modules[_load(_fill("program", "\n".join(lines)))]
+    except row_functions.COMPILE_ERRORS as error:
+        raise row_functions.explained(error, [code]) from error
+
+
+def _table_module(layout: KernelLayout) -> str:
+    names = [_load(_fill("segment", _segment_text(k, s, layout.check))) for k, s in enumerate(layout.segments)]
+    return _load(_fill("table", _table_text(layout, names)))
+
+
+def _segment_text(ordinal: int, segment: SegmentLayout, check: bool) -> str:
+    name = row_functions.provide(segment.code, check=check)
     lines = [
         f"from {_KERNELS}.codecs import {segment.codec} as codec",
         f"from {_KERNELS}.initializers import {segment.initializer} as initialize",
-        f"from {optimizer.__name__} import init_state, update",
+        f"from {_KERNELS}.row_functions import provided",
+        f"functions = provided({name!r})",
+        *_fields_text(segment.code.fields, segment.hyper + 1),
     ]
-    for optional in ("rebase_state", "sweep"):
-        home = optimizer.__name__ if hasattr(optimizer, optional) else f"{_KERNELS}.templates.segment_defaults"
-        lines.append(f"from {home} import {optional}")
+    for role in ("init_state", "update", "sweep", "rebase_state"):
+        lines += _function_text(segment.code, role, role, [name for name in ROLES[role] if name != "slot"])
     constants = {
         "ORDINAL": ordinal,
         "DIM": segment.dim,
@@ -70,8 +113,39 @@ def _segment_text(ordinal: int, segment: SegmentLayout) -> str:
         "STATE_DIM": segment.state_dim,
         "STATE_WORD": segment.state_word,
         "SCRATCH": segment.scratch,
+        "HYPER": segment.hyper,
     }
     return "\n".join([*lines, *(f"{name} = {value}" for name, value in constants.items())])
+
+
+def _fields_text(fields: tuple[RowField, ...], first: int) -> list[str]:
+    """`fields_of(hyper)`: the fields packed from hyper[first] on, as a named tuple."""
+    lines = [f"Fields = namedtuple('Fields', {[field.name for field in fields]!r})", "@inlined"]
+    lines += ["def fields_of(hyper):", f"    start = np.int64({first + len(fields)})"]
+    for k, field in enumerate(fields):
+        number = f"hyper[{first + k}]"
+        if field.kind == "list":
+            lines += [f"    field_{k} = part(hyper, start, np.int64({number}))", f"    start += np.int64({number})"]
+        else:
+            value = f"{number} != 0" if field.kind == "bool" else f"np.{field.kind}({number})"
+            lines.append(f"    field_{k} = {value}")
+    return [*lines, f"    return Fields({', '.join(f'field_{k}' for k in range(len(fields)))})"]
+
+
+def _function_text(code: RowCode, role: str, name: str, inputs: Iterable[str]) -> list[str]:
+    """A function of these inputs that calls the code's own with what it names; the default where it has none."""
+    lines = ["@inlined", f"def {name}(hyper, {', '.join(inputs)}):"]
+    if role not in code.functions:
+        return [*lines, *(_ZEROS if role == "init_state" else ["    pass"])]
+    names = code.names(role)
+    if "slot" in names:
+        lines.append("    slot = np.int64(key >> np.uint64(52))")
+    call = f"    function_{role}({', '.join(['fields_of(hyper)', *names])})"
+    return [f"function_{role} = functions[{role!r}]", *lines, call]
+
+
+_PROGRAM_INPUTS = ("values", "state", "payload", "out", "total", "key", "step")
+_ZEROS = ["    for j in range(state.shape[0]):", "        state[j] = np.float32(0)"]
 
 
 # Row functions of table.py: name, arguments of the segment's function, whether one segment can be chosen, how results
@@ -80,9 +154,9 @@ _ROW_FUNCTIONS = (
     ("read", "floats, halves, address, out, base", True, None),
     ("initial", "key, hyper, streams, out, base, code_floats, code_halves", False, None),
     ("create", "floats, halves, address, key, learning_rates, hyper, streams, scratch", False, None),
-    ("stage", "floats, halves, address, gradients, base, learning_rates, hyper, step, scratch", False, "max"),
+    ("stage", "floats, halves, address, key, gradients, base, learning_rates, hyper, step, scratch", False, "max"),
     ("commit", "floats, halves, address, key, streams, step, scratch", False, "sum"),
-    ("stage_sweep", "floats, halves, address, learning_rates, hyper, step, scratch", False, "max"),
+    ("stage_sweep", "floats, halves, address, key, learning_rates, hyper, step, scratch", False, "max"),
     ("commit_sweep", "floats, halves, address, key, streams, step, scratch", False, "sum"),
     ("stage_overwrite", "floats, halves, address, values, base, learning_rates, hyper, scratch", True, "max"),
     ("commit_overwrite", "floats, halves, address, scratch", True, "sum"),
@@ -96,12 +170,13 @@ def _table_text(layout: KernelLayout, modules: list[str]) -> str:
         f"BLOCK_SHIFT = {layout.block_shift}",
         f"WIDTH = {sum(s.dim for s in layout.segments)}",
         f"SCRATCH = {sum(s.dim + s.state_dim for s in layout.segments)}",
+        f"MAY_RAISE = {layout.may_raise}",
     ]
     for name, arguments, selects, join in _ROW_FUNCTIONS:
         lines += ["@inlined", f"def {name}_row({'segment, ' if selects else ''}{arguments}):"]
         lines += {"max": ["    result = np.uint32(0)"], "sum": ["    result = 0"], None: []}[join]
         for k, segment in enumerate(layout.segments):
-            if name.endswith("_sweep") and not hasattr(optimizers.OPTIMIZERS[segment.optimizer], "sweep"):
+            if name.endswith("_sweep") and "sweep" not in segment.code.functions:
                 continue
             function = "commit" if name == "commit_sweep" else name
             call = f"segment_{k}.{function}({arguments})"

@@ -10,9 +10,10 @@ import pytest
 import ps
 from ps.errors import RequestError
 from ps.messages import counts_of
-from ps.psfunc import Answer, decode_args, encode_args, load_modules, lookup, register
+from ps.psfunc import Answer, decode_args, encode_args, lookup, register
 from ps.psfuncs.updates import FUNCTIONS
 from ps.spec import ClusterSpec
+from ps.user_modules import load_modules
 from ps.wire import weir_pb2 as pb
 from ps.wire.arrays import decode_floats
 from tests.ps.driving import NUM_BUCKETS, SGD, Driver, call, keys_in, push

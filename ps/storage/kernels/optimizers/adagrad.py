@@ -2,25 +2,18 @@
 
 import numpy as np
 
-from ps.storage.kernels.build import inlined
 
-HYPER = ("initial_accumulator", "eps", "l2")
-
-
-def state_dim(dim):
+def state_dim(hyper, dim):
     return dim
 
 
-@inlined
-def init_state(values, state, learning_rate, hyper):
-    for j in range(values.shape[0]):
-        state[j] = np.float32(hyper[0])
+def init_state(hyper, state):
+    for j in range(state.shape[0]):
+        state[j] = hyper.initial_accumulator
 
 
-@inlined
-def update(values, state, gradient, learning_rate, hyper, step):
-    eps, l2 = np.float32(hyper[1]), np.float32(hyper[2])
+def update(hyper, values, state, gradient, learning_rate):
     for j in range(values.shape[0]):
-        g = gradient[j] + l2 * values[j]
+        g = gradient[j] + hyper.l2 * values[j]
         state[j] += g * g
-        values[j] -= learning_rate * g / (np.sqrt(state[j]) + eps)
+        values[j] -= learning_rate * g / (np.sqrt(state[j]) + hyper.eps)

@@ -10,29 +10,19 @@ State: as lazy Adam, then the step of the last push (a float32: exact to 2^24 st
 
 import numpy as np
 
-from ps.storage.kernels.build import inlined
 from ps.storage.kernels.optimizers.adam import adam_step
 
-HYPER = ("beta1", "beta2", "eps", "l2")
 
-
-def state_dim(dim):
+def state_dim(hyper, dim):
     return 2 * dim + 2
 
 
-@inlined
-def init_state(values, state, learning_rate, hyper):
-    for j in range(state.shape[0]):
-        state[j] = np.float32(0)
-
-
-@inlined
-def update(values, state, gradient, learning_rate, hyper, step):
+def update(hyper, values, state, gradient, learning_rate, step):
     count = 2 * values.shape[0]
     last = np.int64(state[count + 1])
     # A new row has missed nothing; a step that does not move forward counts as one.
     elapsed = max(np.int64(1), step - last) if state[count] > 0 else np.int64(1)
     state[count] += np.float32(1)
     state[count + 1] = np.float32(step)
-    l2 = np.float32(hyper[3] * np.float64(elapsed))
-    adam_step(values, state, gradient, learning_rate, hyper, l2, np.int64(state[count]))
+    l2 = np.float32(hyper.l2 * np.float64(elapsed))
+    adam_step(hyper, values, state, gradient, learning_rate, l2, np.int64(state[count]))

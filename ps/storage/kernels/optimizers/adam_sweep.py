@@ -5,34 +5,23 @@ State: first moments [dim], second moments [dim], gradients since the last sweep
 
 import numpy as np
 
-from ps.storage.kernels.build import inlined
 from ps.storage.kernels.optimizers.adam import adam_step
 from ps.storage.kernels.views import part
 
-HYPER = ("beta1", "beta2", "eps", "l2")
 
-
-def state_dim(dim):
+def state_dim(hyper, dim):
     return 3 * dim
 
 
-@inlined
-def init_state(values, state, learning_rate, hyper):
-    for j in range(state.shape[0]):
-        state[j] = np.float32(0)
-
-
-@inlined
-def update(values, state, gradient, learning_rate, hyper, step):
+def update(hyper, values, state, gradient):
     pending = 2 * values.shape[0]
     for j in range(values.shape[0]):
         state[pending + j] += gradient[j]
 
 
-@inlined
-def sweep(values, state, learning_rate, hyper, step):
+def sweep(hyper, values, state, learning_rate, step):
     dim = values.shape[0]
     pending = part(state, 2 * dim, dim)
-    adam_step(values, state, pending, learning_rate, hyper, np.float32(hyper[3]), step)
+    adam_step(hyper, values, state, pending, learning_rate, np.float32(hyper.l2), step)
     for j in range(dim):
         pending[j] = np.float32(0)

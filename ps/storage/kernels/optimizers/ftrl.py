@@ -9,42 +9,34 @@ overwrite) sets z to what gives that value. A coordinate without gradient keeps 
 
 import numpy as np
 
-from ps.storage.kernels.build import inlined
 
-HYPER = ("beta", "l1", "l2")
-
-
-def state_dim(dim):
+def state_dim(hyper, dim):
     return 2 * dim
 
 
-@inlined
-def _dual(w, n, learning_rate, hyper):
+def _dual(hyper, w, n, learning_rate):
     """z for which the weight is w."""
-    beta, l1, l2 = np.float32(hyper[0]), np.float32(hyper[1]), np.float32(hyper[2])
-    z = -w * ((beta + np.sqrt(n)) / learning_rate + l2)
+    l1 = hyper.l1
+    z = -w * ((hyper.beta + np.sqrt(n)) / learning_rate + hyper.l2)
     return z - l1 if w > 0 else (z + l1 if w < 0 else z)
 
 
-@inlined
-def init_state(values, state, learning_rate, hyper):
+def init_state(hyper, values, state, learning_rate):
     dim = values.shape[0]
     for j in range(dim):
         state[dim + j] = np.float32(0)
-        state[j] = _dual(values[j], np.float32(0), learning_rate, hyper)
+        state[j] = _dual(hyper, values[j], np.float32(0), learning_rate)
 
 
-@inlined
-def rebase_state(before, values, state, learning_rate, hyper):
+def rebase_state(hyper, before, values, state, learning_rate):
     dim = values.shape[0]
     for j in range(dim):
         if before[j] != values[j]:
-            state[j] = _dual(values[j], state[dim + j], learning_rate, hyper)
+            state[j] = _dual(hyper, values[j], state[dim + j], learning_rate)
 
 
-@inlined
-def update(values, state, gradient, learning_rate, hyper, step):
-    beta, l1, l2 = np.float32(hyper[0]), np.float32(hyper[1]), np.float32(hyper[2])
+def update(hyper, values, state, gradient, learning_rate):
+    beta, l1, l2 = hyper.beta, hyper.l1, hyper.l2
     dim = values.shape[0]
     for j in range(dim):
         g = gradient[j]

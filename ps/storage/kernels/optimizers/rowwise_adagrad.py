@@ -5,21 +5,11 @@ The sum of squares is taken in eight lanes (element j goes to lane j mod 8), add
 
 import numpy as np
 
-from ps.storage.kernels.build import inlined
 
-HYPER = ("eps", "l2")
-
-
-def state_dim(dim):
+def state_dim(hyper, dim):
     return 1
 
 
-@inlined
-def init_state(values, state, learning_rate, hyper):
-    state[0] = np.float32(0)
-
-
-@inlined
 def _square(values, gradient, l2, j):
     if j >= values.shape[0]:
         return np.float32(0)
@@ -27,9 +17,8 @@ def _square(values, gradient, l2, j):
     return g * g
 
 
-@inlined
-def update(values, state, gradient, learning_rate, hyper, step):
-    eps, l2 = np.float32(hyper[0]), np.float32(hyper[1])
+def update(hyper, values, state, gradient, learning_rate):
+    eps, l2 = hyper.eps, hyper.l2
     zero = np.float32(0)
     s0, s1, s2, s3, s4, s5, s6, s7 = zero, zero, zero, zero, zero, zero, zero, zero
     for j in range(0, values.shape[0], 8):

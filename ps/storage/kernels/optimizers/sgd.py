@@ -1,23 +1,10 @@
-"""SGD: w -= lr * (g + l2 * w). As torch.optim.SGD with weight_decay."""
-
-import numpy as np
-
-from ps.storage.kernels.build import inlined
-
-HYPER = ("l2",)
+"""SGD: w -= lr * (g + hyper.l2 * w). As torch.optim.SGD with weight_decay."""
 
 
-def state_dim(dim):
+def state_dim(hyper, dim):
     return 0
 
 
-@inlined
-def init_state(values, state, learning_rate, hyper):
-    pass
-
-
-@inlined
-def update(values, state, gradient, learning_rate, hyper, step):
-    l2 = np.float32(hyper[0])
+def update(hyper, values, gradient, learning_rate):
     for j in range(values.shape[0]):
-        values[j] -= learning_rate * (gradient[j] + l2 * values[j])
+        values[j] -= learning_rate * (gradient[j] + hyper.l2 * values[j])

@@ -1,5 +1,7 @@
 """One segment of a row: decode, first values, one optimizer step on scratch, encode."""
 
+from collections import namedtuple
+
 import numpy as np
 
 from ps.storage.kernels.build import inlined
@@ -8,8 +10,35 @@ from ps.storage.kernels.views import bits_of, part
 # layout
 from ps.storage.kernels.codecs import fp32 as codec  # isort: skip
 from ps.storage.kernels.initializers import zeros as initialize  # isort: skip
-from ps.storage.kernels.optimizers.adagrad import init_state, update  # isort: skip
-from ps.storage.kernels.templates.segment_defaults import rebase_state, sweep  # isort: skip
+
+Fields = namedtuple("Fields", ["l2"])  # of the optimizer
+
+
+@inlined
+def fields_of(hyper):
+    return Fields(np.float32(hyper[1]))
+
+
+@inlined
+def init_state(hyper, values, state, learning_rate, key):
+    pass
+
+
+@inlined
+def update(hyper, values, state, gradient, learning_rate, key, step):
+    for j in range(values.shape[0]):
+        values[j] -= learning_rate * (gradient[j] + fields_of(hyper).l2 * values[j])
+
+
+@inlined
+def sweep(hyper, values, state, learning_rate, key, step):
+    pass
+
+
+@inlined
+def rebase_state(hyper, before, values, state, learning_rate):
+    pass
+
 
 ORDINAL = 0  # place among the table's segments: row of learning_rates, hyper and streams
 DIM = 4
@@ -18,15 +47,10 @@ VALUE_WORD = 2  # words from the start of the row to the codes
 STATE_DIM = 4
 STATE_WORD = 6
 SCRATCH = 0  # place of values and state in the scratch of a row
+HYPER = 0  # place in `hyper` of the initializer's parameter; the optimizer's fields follow
 # end of layout
 
-HYPER = 8  # numbers per segment in `hyper`; number 0 is the initializer's parameter
 INITIAL_STREAM, ROUNDING_STREAM = 2 * ORDINAL, 2 * ORDINAL + 1
-
-
-@inlined
-def _hyper(hyper):
-    return part(hyper, ORDINAL * HYPER + 1, HYPER - 1)
 
 
 @inlined
@@ -39,7 +63,7 @@ def read(floats, halves, address, out, base):
 def initial(key, hyper, streams, out, base, code_floats, code_halves):
     """The value of a row that does not exist, as it would read if it did."""
     values = part(out, base + COLUMN, DIM)
-    initialize(values, key, streams[INITIAL_STREAM], hyper[ORDINAL * HYPER])
+    initialize(values, key, streams[INITIAL_STREAM], hyper[HYPER])
     codes = codec.codes(code_floats, code_halves, 0, DIM)
     codec.encode_nearest(values, codes)
     codec.decode(codes, values)
@@ -50,10 +74,10 @@ def create(floats, halves, address, key, learning_rates, hyper, streams, scratch
     """First values and state of the row at `address`."""
     values = part(scratch, SCRATCH, DIM)
     codes = codec.codes(floats, halves, address + VALUE_WORD, DIM)
-    initialize(values, key, streams[INITIAL_STREAM], hyper[ORDINAL * HYPER])
+    initialize(values, key, streams[INITIAL_STREAM], hyper[HYPER])
     codec.encode_nearest(values, codes)
     codec.decode(codes, values)
-    init_state(values, part(floats, address + STATE_WORD, STATE_DIM), learning_rates[ORDINAL], _hyper(hyper))
+    init_state(hyper, values, part(floats, address + STATE_WORD, STATE_DIM), learning_rates[ORDINAL], key)
 
 
 @inlined
@@ -74,20 +98,20 @@ def _greatest(scratch):
 
 
 @inlined
-def stage(floats, halves, address, gradients, base, learning_rates, hyper, step, scratch):
+def stage(floats, halves, address, key, gradients, base, learning_rates, hyper, step, scratch):
     """Decode, apply the gradient gradients[base + COLUMN ...] on scratch; returns _greatest."""
     _load(floats, halves, address, scratch)
     values, state = part(scratch, SCRATCH, DIM), part(scratch, SCRATCH + DIM, STATE_DIM)
-    update(values, state, part(gradients, base + COLUMN, DIM), learning_rates[ORDINAL], _hyper(hyper), step)
+    update(hyper, values, state, part(gradients, base + COLUMN, DIM), learning_rates[ORDINAL], key, step)
     return _greatest(scratch)
 
 
 @inlined
-def stage_sweep(floats, halves, address, learning_rates, hyper, step, scratch):
+def stage_sweep(floats, halves, address, key, learning_rates, hyper, step, scratch):
     """As `stage`, for the table-wide update."""
     _load(floats, halves, address, scratch)
     values, state = part(scratch, SCRATCH, DIM), part(scratch, SCRATCH + DIM, STATE_DIM)
-    sweep(values, state, learning_rates[ORDINAL], _hyper(hyper), step)
+    sweep(hyper, values, state, learning_rates[ORDINAL], key, step)
     return _greatest(scratch)
 
 
@@ -106,7 +130,7 @@ def stage_overwrite(floats, halves, address, values, base, learning_rates, hyper
     """Put values[base + COLUMN ...] on scratch, the state following them; returns _greatest."""
     _load(floats, halves, address, scratch)
     new, state = part(values, base + COLUMN, DIM), part(scratch, SCRATCH + DIM, STATE_DIM)
-    rebase_state(part(scratch, SCRATCH, DIM), new, state, learning_rates[ORDINAL], _hyper(hyper))
+    rebase_state(hyper, part(scratch, SCRATCH, DIM), new, state, learning_rates[ORDINAL])
     before = part(scratch, SCRATCH, DIM)
     for j in range(DIM):
         before[j] = new[j]

@@ -7,7 +7,7 @@ import numpy as np
 
 from ps.storage.kernels.build import array, inlined, readonly_array, typed_kernel
 from ps.storage.kernels.index import ADDRESSES, BUCKETS, CHUNK, HASH_RING, KEYS, WORDS, found_row, key_at, search_chunk
-from ps.storage.kernels.views import borrow
+from ps.storage.kernels.views import borrow, part
 
 # layout
 from ps.storage.kernels.templates import segment as segment_0  # isort: skip
@@ -16,6 +16,7 @@ STRIDE = 10  # words of a row
 BLOCK_SHIFT = 6  # 2 ** BLOCK_SHIFT rows in a block
 WIDTH = 4  # floats of a decoded row
 SCRATCH = 8  # floats of all values and states
+MAY_RAISE = False  # a row function is a user's: push remembers what rows were, so that they can be put back
 
 
 @inlined
@@ -35,10 +36,10 @@ def create_row(floats, halves, address, key, learning_rates, hyper, streams, scr
 
 
 @inlined
-def stage_row(floats, halves, address, gradients, base, learning_rates, hyper, step, scratch):
+def stage_row(floats, halves, address, key, gradients, base, learning_rates, hyper, step, scratch):
     greatest = np.uint32(0)
     greatest = max(
-        greatest, segment_0.stage(floats, halves, address, gradients, base, learning_rates, hyper, step, scratch)
+        greatest, segment_0.stage(floats, halves, address, key, gradients, base, learning_rates, hyper, step, scratch)
     )
     return greatest
 
@@ -51,7 +52,7 @@ def commit_row(floats, halves, address, key, streams, step, scratch):
 
 
 @inlined
-def stage_sweep_row(floats, halves, address, learning_rates, hyper, step, scratch):
+def stage_sweep_row(floats, halves, address, key, learning_rates, hyper, step, scratch):
     greatest = np.uint32(0)
     return greatest
 
@@ -89,8 +90,24 @@ ROWS, OUT_ROWS = readonly_array("float32", 2), array("float32", 2)
 COUNTS = array("int64")
 # Scratch of the caller: two rings of the search, and a row's values and state as float32 and (the same memory) uint16.
 WORKSPACE = (HASH_RING, ADDRESSES, FLOATS, HALVES)
-APPLIED, NONFINITE, SATURATED = 0, 1, 2
+APPLIED, NONFINITE, SATURATED, AT = 0, 1, 2, 3
 INFINITE = np.uint32(0x7F800000)
+BEFORE = array("uint32", 2)  # images [n, STRIDE - 2] of rows
+
+
+@inlined
+def state_start(address):
+    """Words to where the offsets of a row's state count from."""
+    return address
+
+
+@inlined
+def _remember(words, address, before, before_addresses, place):
+    """What the row at `address` is now, so that it can be put back."""
+    before_addresses[place] = address
+    kept, row = part(before, place * (STRIDE - 2), STRIDE - 2), part(words, address + 2, STRIDE - 2)
+    for j in range(STRIDE - 2):
+        kept[j] = row[j]
 
 
 @typed_kernel("void", WORDS, FLOATS, HALVES, BUCKETS, KEYS, "int64", HYPERS, STREAMS, OUT_ROWS, *WORKSPACE)
@@ -129,6 +146,8 @@ def pull(
     "int64",
     COUNTS,
     COUNTS,
+    BEFORE,
+    ADDRESSES,
     *WORKSPACE,
 )
 def push(
@@ -145,15 +164,22 @@ def push(
     step,
     missing,
     counts,
+    before,
+    before_addresses,
     hashes,
     addresses,
     scratch,
     halves_scratch,
 ):
-    """Update the rows that exist; missing [n]: places of the keys without a row. Returns how many those are."""
+    """Update the rows that exist; missing [n]: places of the keys without a row. Returns how many those are.
+
+    Where MAY_RAISE, the first counts[APPLIED] of `before` and `before_addresses` are what rows were, and counts[AT] is
+    the key at work.
+    """
     words, floats, halves, buckets = borrow(words), borrow(floats), borrow(halves), borrow(buckets)
     keys, gradients, learning_rates = borrow(keys), borrow(gradients), borrow(learning_rates)
     hyper, streams, hashes, addresses = borrow(hyper), borrow(streams), borrow(hashes), borrow(addresses)
+    before, before_addresses = borrow(before), borrow(before_addresses)
     scratch, num_missing = borrow(scratch), np.int64(0)
     for start in range(0, keys.shape[0], CHUNK):
         length = min(CHUNK, keys.shape[0] - start)
@@ -165,10 +191,14 @@ def push(
                 missing[num_missing] = start + i
                 num_missing += 1
                 continue
-            greatest = stage_row(floats, halves, address, gradients, base, learning_rates, hyper, step, scratch)
+            if MAY_RAISE:
+                counts[AT] = start + i
+            greatest = stage_row(floats, halves, address, key, gradients, base, learning_rates, hyper, step, scratch)
             if greatest >= INFINITE:
                 counts[NONFINITE] += 1
             else:
+                if MAY_RAISE:
+                    _remember(words, address, before, before_addresses, counts[APPLIED])
                 counts[APPLIED] += 1
                 counts[SATURATED] += commit_row(floats, halves, address, key, streams, step, scratch)
     return num_missing
@@ -183,19 +213,20 @@ def create(floats, halves, keys, addresses, learning_rates, hyper, streams, scra
         create_row(floats, halves, addresses[i], keys[i], learning_rates, hyper, streams, scratch)
 
 
-@typed_kernel("void", WORDS, FLOATS, HALVES, ADDRESSES, RATES, HYPERS, STREAMS, "int64", COUNTS, FLOATS)
-def sweep_rows(words, floats, halves, addresses, learning_rates, hyper, streams, step, counts, scratch):
-    """The table-wide update of these rows."""
+@typed_kernel("void", WORDS, FLOATS, HALVES, ADDRESSES, RATES, HYPERS, STREAMS, "int64", COUNTS, FLOATS, "boolean")
+def sweep_rows(words, floats, halves, addresses, learning_rates, hyper, streams, step, counts, scratch, write):
+    """The table-wide update of these rows. write: store it; else only see whether it raises."""
     words, floats, halves, addresses = borrow(words), borrow(floats), borrow(halves), borrow(addresses)
     learning_rates, hyper, streams, scratch = borrow(learning_rates), borrow(hyper), borrow(streams), borrow(scratch)
     for i in range(addresses.shape[0]):
-        address = addresses[i]
-        greatest = stage_sweep_row(floats, halves, address, learning_rates, hyper, step, scratch)
+        address, key = addresses[i], key_at(words, addresses[i])
+        if MAY_RAISE:
+            counts[AT] = i
+        greatest = stage_sweep_row(floats, halves, address, key, learning_rates, hyper, step, scratch)
         if greatest >= INFINITE:
             counts[NONFINITE] += 1
-        else:
+        elif write:
             counts[APPLIED] += 1
-            key = key_at(words, address)
             counts[SATURATED] += commit_sweep_row(floats, halves, address, key, streams, step, scratch)
 
 

@@ -1,0 +1,1 @@
+"""Worked examples of code that runs at the rows; docs/psfuncs.md goes through them."""

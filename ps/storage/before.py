@@ -1,0 +1,34 @@
+"""What rows were before a push, where a user's row function may raise in it, so that they can be put back.
+
+Rows are changed in place and their images of before go to scratch: one pass over the rows instead of two. The scratch
+is kept between pushes, because new memory costs page faults; it takes as much as the rows of the largest push.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ps.storage.kernels import index
+from ps.storage.layout import RowLayout
+
+
+class Before:
+    """Of one table."""
+
+    def __init__(self, layout: RowLayout) -> None:
+        self._may_raise = layout.kernels.may_raise
+        self._images = np.empty((0, layout.image_words), np.uint32)
+        self._addresses = np.empty(0, np.int64)
+
+    def room(self, num_rows: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Images and addresses for the kernel to fill; empty where no row function can raise."""
+        if self._may_raise and len(self._addresses) < num_rows:
+            room = num_rows + num_rows // 4
+            self._images = np.empty((room, self._images.shape[1]), np.uint32)
+            self._addresses = np.empty(room, np.int64)
+        return self._images, self._addresses
+
+    def put_back(self, words: NDArray[np.uint32], num_rows: int) -> None:
+        """Undo what the kernel did to these rows."""
+        index.write_images(words, self._addresses[:num_rows], self._images[:num_rows])
