@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from ps.errors import NotSharedError, OverloadedError, RowsLostError, UnavailableError, WeirError, WrongEpochError
 from ps.options import RetryOptions
