@@ -6,9 +6,10 @@ Two tables hold the same rows; one has `rowwise_adagrad`, the other the class Re
 same operations in the same order. Both take the same pushes, and their rows stay equal to the bit (checked). A push of
 the user's table keeps what each row was, so that it can be put back if the function raises; that is inside the time.
 
-    ratio_user_psfunc            seconds of Table.push of the built-in / of the user's: unique keys, their gradients
-    ratio_user_psfunc_raw        the same from raw keys with duplicates: dedupe and sum before it
-    ratio_user_psfunc_simple     as the first, of a user who sums squares in one plain loop (other bits, by rounding)
+    ratio_user_psfunc            seconds of a push of the built-in / of the user's, as in benchmarks/table.py: raw keys,
+                                 with duplicates; dedupe, sum, find, update, keep what was
+    ratio_user_psfunc_table      of Table.push alone: unique keys and their gradients
+    ratio_user_psfunc_simple     as that, of a user who sums squares in one plain loop (other bits, by rounding)
     ratio_update_row             Table.push of the built-in / a psfunc (ps.UpdateRow) that does the same to a segment
                                  beside, with gradients as payload: images of all rows are kept, rows searched twice
 
@@ -152,10 +153,10 @@ def measure(rows: int, rounds: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     times: dict[str, list[float]] = {}
     pairs = [
-        ("user_psfunc", ours.push, theirs.push),
+        ("user_psfunc_table", ours.push, theirs.push),
         ("user_psfunc_simple", None, simple.push),
         ("update_row", None, psfunc.update_row),
-        ("user_psfunc_raw", ours.push_raw, theirs.push_raw),
+        ("user_psfunc", ours.push_raw, theirs.push_raw),
     ]
     for step in range(1, rounds + 3):
         raw = rng.integers(0, rows, BATCH).astype(np.uint64)
@@ -163,7 +164,7 @@ def measure(rows: int, rounds: int) -> dict[str, Any]:
         keys, inverse, _ = unique_by_bucket(raw, NUM_BUCKETS)
         sums = sum_by_key(gradients, inverse, len(keys))
         for name, built_in, users in pairs if step % 2 else pairs[::-1]:
-            inputs = (raw, gradients, step) if name.endswith("raw") else (keys, sums, step)
+            inputs = (raw, gradients, step) if name == "user_psfunc" else (keys, sums, step)
             sides = [(f"{name}_built_in", built_in), (f"{name}_users", users)]
             for side, action in sides if step % 2 else sides[::-1]:
                 if action is not None and step > 2:  # the first two warm up
@@ -174,7 +175,7 @@ def measure(rows: int, rounds: int) -> dict[str, Any]:
     np.testing.assert_array_equal(ours.table.pull(everything), theirs.table.pull(everything))
     results: dict[str, Any] = {"machine": machine(), "rows": rows, "rounds": rounds}
     for name, built_in, _ in pairs:
-        base = times[f"{name}_built_in" if built_in else "user_psfunc_built_in"]
+        base = times[f"{name}_built_in" if built_in else "user_psfunc_table_built_in"]
         users = times[f"{name}_users"]
         ratios = [b / u for b, u in zip(base, users)]
         low, _, high = statistics.quantiles(ratios, n=4)

@@ -1,5 +1,7 @@
 """The examples against numpy, through a client, on shards in this process and in processes of their own."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -139,3 +141,13 @@ def test_top_norms_of_a_slot(client):
     assert client.get("user", TopNorms(slot=9, segment="embedding")) == []
     some = KEYS[slot_of(KEYS) == 5][:5]
     assert len(client.get("user", TopNorms(slot=5, segment="embedding"), some)) == 5
+
+
+def test_the_examples_in_the_docs_are_the_tested_ones():
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "psfuncs.md").read_text()
+    clip = (root / "examples" / "clip_by_norm.py").read_text()
+    assert clip[clip.index("@ps.register") :].strip() in page
+    rates = (root / "examples" / "slot_learning_rates.py").read_text()
+    update = rates[rates.index("    def update") : rates.index("        total =")]
+    assert update in page
