@@ -4,10 +4,12 @@ import importlib
 import sys
 
 import pytest
+from pydantic import ValidationError
 
 import ps
 from ps.errors import RequestError
 from ps.storage.kernels.optimizers import code_of
+from ps.storage.layout import layout_of
 
 MODULE = """
 import numpy as np
@@ -107,3 +109,38 @@ def test_registration():
         ps.register("without_update")(type("Without", (ps.RowOptimizer,), {}))
     with pytest.raises(RequestError, match="letters, digits and underscores"):
         ps.register("no name")(type("NoName", (ps.RowOptimizer,), {"update": lambda self, values: None}))
+
+
+SPEC = {"psfunc_modules": ["examples.group_ftrl"], "tables": {"t": {"segments": {"e": {"dim": 2}}}}}
+
+
+def with_optimizer(optimizer):
+    return {**SPEC, "tables": {"t": {"segments": {"e": {"dim": 2, "optimizer": optimizer}}}}}
+
+
+def test_a_spec_names_the_optimizer_and_travels_as_json():
+    given = with_optimizer({"name": "group_ftrl", "group": 0.25})
+    spec = ps.ClusterSpec.model_validate(given)
+    optimizer = spec.tables["t"].segments["e"].optimizer
+    assert (type(optimizer).__name__, optimizer.name, optimizer.group) == ("GroupFTRL", "group_ftrl", 0.25)
+    assert ps.ClusterSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert ps.ClusterSpec.model_validate(with_optimizer(optimizer)) == spec
+    assert layout_of(spec.tables["t"]).text().endswith("group_ftrl 4 fp32 at 8")  # what a checkpoint carries
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        ("group_ftlr", "'adam', 'ftrl', .*'group_ftrl'"),
+        ({"name": "group_ftrl", "grupp": 1}, "optimizer.grupp"),
+        ({"name": "group_ftrl", "group": -1}, "greater than or equal to 0"),
+    ],
+)
+def test_mistakes_in_a_spec(optimizer, message):
+    with pytest.raises(ValidationError, match=message):
+        ps.ClusterSpec.model_validate(with_optimizer(optimizer))
+
+
+def test_a_module_that_is_not_there():
+    with pytest.raises(ValidationError, match="psfunc module 'no_such_module' cannot be imported"):
+        ps.ClusterSpec.model_validate({**SPEC, "psfunc_modules": ["no_such_module"]})
