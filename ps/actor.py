@@ -253,7 +253,9 @@ def start_cluster(
         reassign_cluster(name)
     except (RayActorError, GetTimeoutError) as error:
         _remove(name, group, shards)
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        # Ray gives the traceback of a failed actor as text; its end is what went wrong.
+        said = [line.strip() for line in str(error).splitlines() if "For further information" not in line]
+        reason = ": ".join([line for line in said if line][-3:]) or type(error).__name__
         raise UnavailableError(f"cluster {name!r} was not up within {start_seconds:g} s: {reason}") from error
     except BaseException:
         _remove(name, group, shards)
