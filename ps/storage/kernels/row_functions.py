@@ -42,7 +42,8 @@ def provided(name: str) -> MappingProxyType[str, Compiled]:
 def _compile(function: FunctionType, check: bool, done: dict[FunctionType, Compiled]) -> Compiled:
     if function in done:
         return done[function]
-    names = dict(function.__globals__)
+    # numba imports a cached function's module by name to load it; the user's may have another name, or run as __main__.
+    names = {**function.__globals__, "__name__": __name__}
     copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__)
     copy.__kwdefaults__, copy.__qualname__ = function.__kwdefaults__, function.__qualname__
     done[function] = njit(forceinline=True, nogil=True, error_model="numpy", boundscheck=check)(copy)

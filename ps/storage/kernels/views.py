@@ -100,6 +100,20 @@ def compare_group(typingctx, words, start, shift, tag):
 
 
 @intrinsic
+def stream(typingctx, words, at, value):
+    """words[at] = value, a uint32, past the caches: for memory that is written now and hardly ever read."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        place = builder.gep(data, [context.cast(builder, args[1], signature.args[1], types.intp)])
+        store = builder.store(args[2], place, align=4)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+        return context.get_dummy_value()
+
+    return types.void(words, at, types.uint32), codegen
+
+
+@intrinsic
 def lowest_bit(typingctx, bits):
     """int64: the number of the lowest set bit of a uint32 that is not 0."""
 

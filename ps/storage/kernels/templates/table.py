@@ -7,7 +7,7 @@ import numpy as np
 
 from ps.storage.kernels.build import array, inlined, readonly_array, typed_kernel
 from ps.storage.kernels.index import ADDRESSES, BUCKETS, CHUNK, HASH_RING, KEYS, WORDS, found_row, key_at, search_chunk
-from ps.storage.kernels.views import borrow, part
+from ps.storage.kernels.views import borrow, part, stream
 
 # layout
 from ps.storage.kernels.templates import segment as segment_0  # isort: skip
@@ -107,7 +107,7 @@ def _remember(words, address, before, before_addresses, place):
     before_addresses[place] = address
     kept, row = part(before, place * (STRIDE - 2), STRIDE - 2), part(words, address + 2, STRIDE - 2)
     for j in range(STRIDE - 2):
-        kept[j] = row[j]
+        stream(kept, j, row[j])
 
 
 @typed_kernel("void", WORDS, FLOATS, HALVES, BUCKETS, KEYS, "int64", HYPERS, STREAMS, OUT_ROWS, *WORKSPACE)
