@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,8 +13,8 @@ from ps.errors import NoClusterError, RequestError
 
 
 def open_ray(address: str | None = None, *, num_cpus: int | None = None, connect_seconds: float = 5.0) -> None:
-    """Join the Ray cluster at `address` ("host:port", or "auto" for this machine's), or start a small one here where
-    it is None.
+    """Join the Ray cluster at `address` ("host:port", or "auto" for the one that `ray start` began on this machine), or
+    start a small one here where it is None.
 
     Raises UnavailableError with one line when nobody listens there. Does nothing when Ray is initialised.
     """
@@ -23,15 +24,14 @@ def open_ray(address: str | None = None, *, num_cpus: int | None = None, connect
     if address is None:
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
         return
-    place = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
-    if place != "auto":
-        _check_listening(place, connect_seconds)
+    place = (os.environ.get("RAY_ADDRESS") or _started_by_hand()) if address == "auto" else address
+    _check_listening(place, connect_seconds)
     try:
         ray.init(address=place, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         remedy = "start one with `ray start --head`, or leave the address out"
-        if place != "auto" and "RAY_AUTH_MODE" not in os.environ:
+        if "RAY_AUTH_MODE" not in os.environ:
             remedy = (
                 "something listens there; if that Ray wants a token, set RAY_AUTH_MODE=token here (docs/cluster.md)"
             )
@@ -41,6 +41,18 @@ def open_ray(address: str | None = None, *, num_cpus: int | None = None, connect
 def close_ray() -> None:
     """Leave Ray; ends it where `open_ray` started it."""
     ray.shutdown()
+
+
+def _started_by_hand() -> str:
+    """The address that `ray start` left on this machine.
+
+    Not Ray's own "auto", which also joins the private Ray of any other program here, and would end with it.
+    """
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    try:
+        return (Path(folder) / "ray" / "ray_current_cluster").read_text().strip()
+    except OSError:
+        raise NoClusterError("no Ray cluster runs on this machine; start one with `ray start --head`") from None
 
 
 def _check_listening(place: str, connect_seconds: float) -> None:

@@ -143,6 +143,21 @@ def test_a_dead_ray_address_is_one_line_at_once(no_ray):
     assert time.monotonic() - started < 10
 
 
+def test_auto_joins_only_what_ray_start_began(no_ray, monkeypatch, tmp_path):
+    """Ray's own "auto" would join any Ray here, such as the private one of another program."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(ps.errors.NoClusterError, match="no Ray cluster runs on this machine"):
+        session.open_ray("auto")
+    (tmp_path / "ray").mkdir()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    (tmp_path / "ray" / "ray_current_cluster").write_text(address + "\n")
+    with pytest.raises(ps.errors.NoClusterError, match=address):
+        session.open_ray("auto")
+
+
 def test_a_ray_address_without_a_port(no_ray):
     with pytest.raises(ps.RequestError, match="Ray address 'somewhere' is not host:port"):
         session.open_ray("somewhere")
