@@ -125,7 +125,7 @@ class Client:
         step: int = 0,
         learning_rate: Rates | None = None,
     ) -> Any:
-        """Run an update psfunc on keys, or on all rows, and return its merged result.
+        """Run an update psfunc on keys, or on all rows, after all own pushes, and return its merged result.
 
         payload: float32 [n, w], a row for each key, which then must be unique.
         """
@@ -136,6 +136,7 @@ class Client:
         def make(identity: Identity) -> Execute:
             return Execute(table, psfunc, identity, lookup, rows, rates)
 
+        self._unsettled.block()  # messages on their way together may arrive in either order
         result = self._unsettled.start(step, make, Execute.merge).wait()
         self._forget_cached(table)
         return result

@@ -1,6 +1,7 @@
 """What is seen when: staleness 0, N and -1, the hot-key cache, gradients held back, the bound on unsettled updates."""
 
 import threading
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -193,3 +194,33 @@ def test_hot_gradients_pass_the_thresholds_first(connect):
     )
     np.testing.assert_allclose(moved[:, 0], [0, 3, 3, 3], atol=1e-5)
     assert client.stats()["dropped_above"] == 3
+
+
+def test_an_update_runs_after_own_pushes_however_late_they_leave(connect):
+    client, keys = connect(staleness=-1), fresh_keys(50)
+    client.push("item", keys, np.ones((50, 2), np.float32), step=1).wait()
+    transport = client._connection.transport
+    sent = transport.send
+
+    def slowly(address, method, message, timeout_seconds):
+        answer = Future()
+
+        def send():
+            done = sent(address, method, message, timeout_seconds)
+            done.add_done_callback(lambda done: answer.set_result(done.result()))
+
+        threading.Timer(0.3 if message.calls[0].psfunc == "push" else 0.0, send).start()
+        return answer
+
+    transport.send = slowly
+    try:
+        pushed = client.push("item", keys, np.ones((50, 2), np.float32), step=2)
+        client.update("item", ps.Fill(7.0), keys)
+        pushed.wait()
+        assert (client.pull("item", keys) == 7).all()
+        pushed = client.push("item", keys, np.ones((50, 2), np.float32), step=3)
+        client.delete("item", keys)
+        pushed.wait()
+        assert client.get("item", ps.Size(), keys) == 0
+    finally:
+        transport.send = sent
