@@ -2,7 +2,7 @@
 
 row       = key (8 bytes) values* state*         multiples of 4 bytes, little-endian, segments in spec order
 values    = dim codes of the segment's codec, padded with zero bytes to a multiple of 4
-state     = float32 * state_dim of the segment's optimizer
+state     = state_dim codes (of the segment's optimizer) of its state codec, padded likewise
 image     = the row without its key
 """
 
@@ -17,7 +17,7 @@ from ps.errors import RequestError
 from ps.keys import hash_texts
 from ps.spec import Constant, Normal, TableSpec, Uniform
 from ps.storage.arena import UNIT_WORDS
-from ps.storage.kernels.codecs import CODECS
+from ps.storage.kernels.codecs import CODECS, STATE_CODECS
 from ps.storage.kernels.generate import KernelLayout, SegmentLayout
 from ps.storage.kernels.optimizers import code_of, kernel_name, state_dim
 
@@ -63,13 +63,23 @@ class RowLayout:
         place = self.names.index(name)
         return place, self.kernels.segments[place]
 
+    def state_columns(self, name: str | None) -> tuple[int, int, int]:
+        """Of a segment, or of all (None): its place (-1), and first column and number of its floats in a row's state.
+
+        Raises RequestError for an unknown name.
+        """
+        if name is None:
+            return -1, 0, sum(s.state_dim for s in self.kernels.segments)
+        place, chosen = self.segment(name)
+        return place, chosen.state_column, chosen.state_dim
+
     def text(self) -> str:
         """Canonical text of an image: equal text means that images are interchangeable."""
         lines = [f"image 1: {4 * self.image_words} bytes, little-endian"]
         for name, s in zip(self.names, self.kernels.segments):
             lines.append(
                 f"{name!r}: {s.dim} {s.codec} at {4 * (s.value_word - _KEY_WORDS)}, "
-                f"{s.optimizer} {s.state_dim} fp32 at {4 * (s.state_word - _KEY_WORDS)}"
+                f"{s.optimizer} {s.state_dim} {s.state_codec} at {4 * (s.state_word - _KEY_WORDS)}"
             )
         return "\n".join(lines)
 
@@ -79,7 +89,7 @@ def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
 
     Raises RequestError naming file and line of a user's optimizer that cannot be compiled.
     """
-    segments, column, word, scratch, hyper = [], 0, _KEY_WORDS, 0, 0
+    segments, column, state_column, word, scratch, hyper = [], 0, 0, _KEY_WORDS, 0, 0
     value_words = [CODECS[s.codec].words(s.dim) for s in spec.segments.values()]
     state_word = _KEY_WORDS + sum(value_words)
     for segment, words in zip(spec.segments.values(), value_words):
@@ -88,6 +98,7 @@ def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
         segments.append(
             SegmentLayout(
                 codec=segment.codec,
+                state_codec=segment.state_codec,
                 initializer=segment.initializer.name,
                 optimizer=kernel_name(optimizer),
                 code=code,
@@ -95,6 +106,7 @@ def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
                 column=column,
                 value_word=word,
                 state_dim=kept,
+                state_column=state_column,
                 state_word=state_word,
                 scratch=scratch,
                 hyper=hyper,
@@ -102,7 +114,8 @@ def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
         )
         hyper += 1 + len(code.pack(optimizer))
         column, word = column + segment.dim, word + words
-        state_word, scratch = state_word + kept, scratch + segment.dim + kept
+        state_word += STATE_CODECS[segment.state_codec].words(kept)
+        state_column, scratch = state_column + kept, scratch + segment.dim + kept
     rows = max(1, _MAX_BLOCK_BYTES // (4 * state_word))
     shift = min(_MAX_BLOCK_SHIFT, rows.bit_length() - 1)
     return RowLayout(KernelLayout(state_word, shift, tuple(segments), check), tuple(spec.segments), column)
@@ -122,8 +135,11 @@ def hyper_of(spec: TableSpec) -> NDArray[np.float64]:
 
 
 def streams_of(table: str, spec: TableSpec, seed: int) -> NDArray[np.uint64]:
-    """uint64 [2 * segments]: per segment the random streams of initial values and of rounding, from seed and names."""
-    texts = [f"{seed}\0{table}\0{name}\0{purpose}" for name in spec.segments for purpose in ("initial", "rounding")]
+    """uint64 [3 * segments]: per segment the random streams of initial values, of rounding, and of rounding its state,
+    from seed and names.
+    """
+    purposes = ("initial", "rounding", "rounding of state")
+    texts = [f"{seed}\0{table}\0{name}\0{purpose}" for name in spec.segments for purpose in purposes]
     return hash_texts(texts)
 
 

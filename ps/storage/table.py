@@ -193,17 +193,15 @@ class Table:
 
     def scan(self, bucket: int, segment: str | None = None) -> Iterator[Block]:
         """Blocks of at most 4096 rows in row order: all segments side by side, or one of them. See Block."""
-        place, column, width, state_word = _ALL, 0, self._layout.width, self._layout.kernels.segments[0].state_word
-        state_dim = sum(s.state_dim for s in self._layout.kernels.segments)
+        place, column, width = _ALL, 0, self._layout.width
         if segment is not None:
             place, chosen = self._layout.segment(segment)
-            column, width, state_word, state_dim = chosen.column, chosen.dim, chosen.state_word, chosen.state_dim
+            column, width = chosen.column, chosen.dim
         for first in range(0, int(self._buckets.rows[bucket]), _BLOCK_ROWS):
             keys, addresses = self._rows_of(bucket, first, _BLOCK_ROWS)
             arena, values = self._buckets.arena, np.empty((len(keys), width), np.float32)
             self._kernels.read_rows(arena.floats, arena.halves, addresses, place, column, values)
-            state = self._state(addresses, state_word, state_dim)
-            yield Block(keys, values, state, self, addresses, place, column)
+            yield Block(keys, values, self._state(addresses, segment), self, addresses, place, column)
 
     def contains(self, keys: Keys) -> NDArray[np.bool_]:
         """bool [n]: which keys have a row."""
@@ -329,9 +327,12 @@ class Table:
             self._remove(keys)
             raise blame_optimizers(self, error, "init_state", keys, rates) from error
 
-    def _state(self, addresses: NDArray[np.int64], word: int, dim: int) -> Floats:
-        """float32 [n, dim]: state of rows, from a word of their layout on."""
-        state: Floats = self._buckets.arena.floats[addresses[:, None] + (word + np.arange(dim))]
+    def _state(self, addresses: NDArray[np.int64], segment: str | None) -> Floats:
+        """float32 [n, state_dim]: decoded state of rows, of one segment or of all."""
+        place, column, dim = self._layout.state_columns(segment)
+        state = np.empty((len(addresses), dim), np.float32)
+        arena = self._buckets.arena
+        self._kernels.read_states(arena.floats, arena.halves, addresses, place, column, state)
         return state
 
     def _rows_of(self, bucket: int, first: int, count: int) -> tuple[Keys, NDArray[np.int64]]:
