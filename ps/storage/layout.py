@@ -89,7 +89,7 @@ def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
 
     Raises RequestError naming file and line of a user's optimizer that cannot be compiled.
     """
-    segments, column, state_column, word, scratch, hyper = [], 0, 0, _KEY_WORDS, 0, 0
+    segments, column, word, scratch, hyper = [], 0, _KEY_WORDS, 0, 0
     value_words = [CODECS[s.codec].words(s.dim) for s in spec.segments.values()]
     state_word = _KEY_WORDS + sum(value_words)
     for segment, words in zip(spec.segments.values(), value_words):
@@ -106,7 +106,6 @@ def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
                 column=column,
                 value_word=word,
                 state_dim=kept,
-                state_column=state_column,
                 state_word=state_word,
                 scratch=scratch,
                 hyper=hyper,
@@ -115,7 +114,7 @@ def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
         hyper += 1 + len(code.pack(optimizer))
         column, word = column + segment.dim, word + words
         state_word += STATE_CODECS[segment.state_codec].words(kept)
-        state_column, scratch = state_column + kept, scratch + segment.dim + kept
+        scratch += segment.dim + kept
     rows = max(1, _MAX_BLOCK_BYTES // (4 * state_word))
     shift = min(_MAX_BLOCK_SHIFT, rows.bit_length() - 1)
     return RowLayout(KernelLayout(state_word, shift, tuple(segments), check), tuple(spec.segments), column)

@@ -41,10 +41,14 @@ class SegmentLayout:
     column: int
     value_word: int
     state_dim: int
-    state_column: int
     state_word: int
     scratch: int
     hyper: int
+
+    @property
+    def state_column(self) -> int:
+        """First of its floats among the states of all segments."""
+        return self.scratch - self.column
 
 
 @dataclass(frozen=True)
