@@ -22,6 +22,8 @@ from ps.storage.layout import RowLayout
 _FULL = 0.8
 _GROWTH = 1.3
 _LEAST_CAPACITY = 64
+_SPARE_ROOM = 0.1  # part of its room that a bucket may have to spare before rows that went give memory back,
+_SPARE_INDEX = 0.6  # and how small a new index must be against the old one, to be worth building
 _MAX_RUN_BYTES = 256 << 10
 MAX_ROWS = 1 << 24  # of one bucket: an index entry has 24 bits for the row
 
@@ -96,6 +98,28 @@ class Buckets:
                 self.arena.release(int(entry[column]) // UNIT_WORDS, int(entry[length]) // UNIT_WORDS)
         entry[:] = 0
 
+    def shrink(self, bucket: int) -> None:
+        """Free the runs behind a bucket's last row, and change an index that is mostly empty for a smaller one."""
+        entry, layout = self.table[bucket], self.layout
+        rows, room = int(entry[index.ROWS]), int(entry[index.ROOM])
+        if rows == 0:
+            self.drop(bucket)
+            return
+        if rows > room - _SPARE_ROOM * room or room < layout.block_rows:
+            return
+        blocks, runs = room // layout.block_rows, self._runs[bucket]
+        needed = -(-rows // layout.block_rows)
+        while blocks - runs[-1][1] // layout.block_units >= needed:
+            start, units = runs.pop()
+            blocks -= units // layout.block_units
+            self.arena.release(start, units)
+        entry[index.ROOM] = blocks * layout.block_rows
+        capacity = self._capacity(bucket, rows)
+        if capacity < _SPARE_INDEX * entry[index.CAPACITY]:
+            old, length = int(entry[index.INDEX]), int(entry[index.CAPACITY])
+            self._build_index(bucket, capacity)
+            self.arena.release(old // UNIT_WORDS, length // UNIT_WORDS)
+
     def clear(self) -> None:
         """Free everything."""
         self.arena.clear()
@@ -164,9 +188,13 @@ class Buckets:
             entry[index.ROOM] = growth.room
         if growth.capacity:
             old, length = int(entry[index.INDEX]), int(entry[index.CAPACITY])
-            entry[index.INDEX] = arena.allocate(growth.capacity // UNIT_WORDS) * UNIT_WORDS
-            entry[index.CAPACITY], entry[index.ROW_BITS] = growth.capacity, growth.capacity.bit_length()
-            layout, bits = self.layout.kernels, self.num_buckets.bit_length() - 1
-            index.rebuild(words, self.table, growth.bucket, bits, layout.block_shift, layout.stride)
+            self._build_index(growth.bucket, growth.capacity)
             if length:
                 arena.hold(old // UNIT_WORDS, length // UNIT_WORDS)
+
+    def _build_index(self, bucket: int, capacity: int) -> None:
+        """A new index of so many entries; the memory of the old one is the caller's."""
+        entry, layout, bits = self.table[bucket], self.layout.kernels, self.num_buckets.bit_length() - 1
+        entry[index.INDEX] = self.arena.allocate(capacity // UNIT_WORDS) * UNIT_WORDS
+        entry[index.CAPACITY], entry[index.ROW_BITS] = capacity, capacity.bit_length()
+        index.rebuild(self.arena.words, self.table, bucket, bits, layout.block_shift, layout.stride)
