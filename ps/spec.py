@@ -1,8 +1,8 @@
 """What a table is: segments with their initializer, optimizer and codec. The same models are read from YAML and from
 Python.
 
-Options that change behaviour (what is learnt): dim, initializer, optimizer, codec, seed, num_buckets, admission,
-eviction, score, and memory_limit_bytes where it is reached. Options that change only cost: keep_counts.
+Options that change behaviour (what is learnt): dim, initializer, optimizer, codec, state_codec, seed, num_buckets,
+admission, eviction, score, and memory_limit_bytes where it is reached. Options that change only cost: keep_counts.
 """
 
 from __future__ import annotations
