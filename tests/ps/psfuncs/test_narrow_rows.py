@@ -68,7 +68,9 @@ def test_reading_a_segment_or_all_of_a_row_that_exists_or_not(driver):
     assert (own[:, 0] == 7).all()
     np.testing.assert_array_equal(own[:, 2], driver.table.pull(KEYS)[:, columns["own"]].sum(axis=1))
     assert (whole[:, 0] == 0).all()  # of the first segment
-    np.testing.assert_array_equal(seen(driver, KEYS, "first")[:, 2], summed(driver.table.pull(KEYS)[:, columns["first"]]))
+    np.testing.assert_array_equal(
+        seen(driver, KEYS, "first")[:, 2], summed(driver.table.pull(KEYS)[:, columns["first"]])
+    )
     np.testing.assert_array_equal(whole[:, 2], summed(driver.table.pull(KEYS)))
     assert driver.table.num_rows == len(FEW)
 

@@ -73,9 +73,7 @@ def nearest(values: np.ndarray, codec: str, scale: float = 0) -> np.ndarray:
     return np.clip(values.astype(ml_dtypes.bfloat16), -greatest, greatest).astype(f32)
 
 
-def stochastic(
-    values: np.ndarray, codec: str, stream: int, key: int, step: int, scale: float = 0
-) -> np.ndarray:
+def stochastic(values: np.ndarray, codec: str, stream: int, key: int, step: int, scale: float = 0) -> np.ndarray:
     if codec == "fp32":
         return values
     start = mix64(((key ^ stream) + step * 0xD1B54A32D192ED03) & MASK)
@@ -118,9 +116,9 @@ class Segment:
         }[o.name]()
         self.state = nearest(state, spec.state_codec)
 
-    def _dual(self, w: np.ndarray, rate: np.float32, n: np.ndarray = f32(0)) -> np.ndarray:
+    def _dual(self, w: np.ndarray, rate: np.float32, n: np.ndarray | float = 0) -> np.ndarray:
         o = self.spec.optimizer
-        return -w * ((f32(o.beta) + np.sqrt(n)) / rate + f32(o.l2)) - np.sign(w) * f32(o.l1)
+        return -w * ((f32(o.beta) + np.sqrt(n, dtype=f32)) / rate + f32(o.l2)) - np.sign(w) * f32(o.l1)
 
     def overwrite(self, values: np.ndarray) -> None:
         """Values from outside, to the nearest; FTRL's z follows those that differ."""

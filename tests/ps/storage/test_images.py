@@ -69,9 +69,8 @@ def test_images_of_another_layout_are_refused():
         one.write_images(np.zeros(1, np.uint64), np.zeros((1, 3), np.uint8))
 
 
-@pytest.mark.parametrize("name", ["fp32", "narrow"])
-def test_blocks_of_a_segment(name):
-    spec = SPECS[name]
+@pytest.mark.parametrize("spec", [SPECS["fp32"], SPECS["narrow"]], ids=["fp32", "narrow"])
+def test_blocks_of_a_segment(spec):
     table = trained(spec, num_buckets=1)
     keys = np.arange(300, dtype=np.uint64)
     before = table.pull(keys)

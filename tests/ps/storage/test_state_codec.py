@@ -100,7 +100,9 @@ def test_state_that_would_not_be_finite_is_refused(spec):
 
 
 def test_state_that_must_be_exact():
-    with pytest.raises(ValidationError, match="state of adam with l2_per: step, which holds numbers that must stay exact"):
+    with pytest.raises(
+        ValidationError, match="state of adam with l2_per: step, which holds numbers that must stay exact"
+    ):
         SegmentSpec.model_validate({"dim": 2, "state_codec": "bf16", "optimizer": {"name": "adam", "l2_per": "step"}})
     assert SegmentSpec.model_validate({"dim": 2, "state_codec": "bf16", "optimizer": "adam"}).state_codec == "bf16"
     with pytest.raises(ValidationError, match="state_codec"):

@@ -1,8 +1,8 @@
 """A psfunc's row function in a loop over rows: in place, into a result of each key, or folded into one vector.
 
-The rows of one segment or of all: `segment` is its place or -1, and `column`, `width`, `state_column`, `state_dim`
-say which numbers of a decoded row are its own; so one compilation serves every segment. A row that does not exist (address -1) is made
-up beside the table, as it would be created.
+The rows of one segment or of all: `segment` is its place or -1, and `column`, `width`, `state_column`, `state_dim` say
+where its values and state stand among all; so one compilation serves every segment. A row that does not exist (address
+-1) is made up beside the table, as it would be created.
 """
 
 from collections import namedtuple
