@@ -39,7 +39,6 @@ class Evictor:
         self._now = 0  # newest event time of the rows last sampled
         self._is_making_room = self._is_asked = False
         self._useless_below = 0  # bytes: making room came to its end here, so it waits until there are more
-        self.num_evicted = 0
 
     def evict(self, bucket: int, *, now: int) -> Iterator[int]:
         """Evict the rows of a bucket that the limits name at event time `now` (seconds); yields how many went, chunk by
@@ -112,7 +111,7 @@ class Evictor:
             spare = int(table.rows_per_bucket[bucket]) - self._least_rows
             due = np.flatnonzero(is_due(keys, addresses))[: max(0, min(left, spare))]
             gone = table.remove(keys[due])
-            self.num_evicted += gone
+            table.evicted += gone
             end, left = first, left - gone
             yield gone
         table.shrink(bucket)
