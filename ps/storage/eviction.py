@@ -56,8 +56,10 @@ class Evictor:
         wanted = self._is_asked or present >= max(_NEARLY_FULL * limit, self._useless_below + 1)
         if not wanted or not self._has_rows_to_spare(buckets):
             return None
+        # Who asked found no room for a push: what is there now is too much, whatever it is.
+        target = min(int(_ROOMY * limit), present - limit // 8 if self._is_asked else limit)
         self._is_making_room, self._is_asked = True, False
-        return self._make_room(buckets, int(_ROOMY * limit))
+        return self._make_room(buckets, target)
 
     def ask_for_room(self, buckets: NDArray[np.int64]) -> bool:
         """Whether room is being made; else it will be when `make_room` is called next, if there are rows to evict."""
