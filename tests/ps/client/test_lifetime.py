@@ -1,4 +1,4 @@
-"""Admission, counts and eviction through a client, on every transport; and a checkpoint that keeps what keys gathered."""
+"""Admission, counts and eviction through a client, on every transport; what keys gathered is in a checkpoint."""
 
 import numpy as np
 import pytest
