@@ -99,7 +99,7 @@ class Buckets:
         entry[:] = 0
 
     def shrink(self, bucket: int) -> None:
-        """Free the runs behind a bucket's last row, and change an index that is mostly empty for a smaller one."""
+        """Free the blocks behind a bucket's last row, and change an index that is mostly empty for a smaller one."""
         entry, layout = self.table[bucket], self.layout
         rows, room = int(entry[index.ROWS]), int(entry[index.ROOM])
         if rows == 0:
@@ -107,13 +107,15 @@ class Buckets:
             return
         if rows > room - _SPARE_ROOM * room or room < layout.block_rows:
             return
-        blocks, runs = room // layout.block_rows, self._runs[bucket]
-        needed = -(-rows // layout.block_rows)
-        while blocks - runs[-1][1] // layout.block_units >= needed:
+        runs, surplus = self._runs[bucket], room // layout.block_rows - -(-rows // layout.block_rows)
+        entry[index.ROOM] -= surplus * layout.block_rows
+        while surplus:
             start, units = runs.pop()
-            blocks -= units // layout.block_units
-            self.arena.release(start, units)
-        entry[index.ROOM] = blocks * layout.block_rows
+            kept = max(0, units - surplus * layout.block_units)
+            if kept:
+                runs.append((start, kept))
+            self.arena.release(start + kept, units - kept)
+            surplus -= (units - kept) // layout.block_units
         capacity = self._capacity(bucket, rows)
         if capacity < _SPARE_INDEX * entry[index.CAPACITY]:
             old, length = int(entry[index.INDEX]), int(entry[index.CAPACITY])

@@ -97,7 +97,7 @@ def test_overwrites_to_the_bit(name):
         some = rng.choice(keys, 30, replace=False)
         values = table.pull(some)[:, columns] * rng.choice([0, 0.01, 0.5, 1, 3], size=(30, 1)).astype(np.float32)
         values += np.where(rng.random(values.shape) < 0.3, rng.normal(size=values.shape), 0).astype(np.float32)
-        assert table.write_values(some, values, segment) == (30, 0, 0)
+        assert table.write_values(some, values, segment) == (30, 0, 0, 0)
         oracle.overwrite(some, values, segment)
         same(table, oracle)
 

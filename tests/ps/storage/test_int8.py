@@ -196,7 +196,7 @@ def test_a_row_that_would_not_be_finite_keeps_its_codes_and_scale(layout):
     table.push(keys, g, step=1, learning_rates=ONE)
     before = next(table.read_images(0))[1].copy()
     g[1, 4] = np.nan
-    assert table.push(keys, g, step=2, learning_rates=ONE) == (2, 0, 1)
+    assert table.push(keys, g, step=2, learning_rates=ONE) == (2, 0, 1, 0)
     after = next(table.read_images(0))[1]
     assert np.array_equal(after[1], before[1])
     assert not np.array_equal(after[[0, 2]], before[[0, 2]])

@@ -15,7 +15,7 @@ LAST = 2**64 - 1
 
 
 def everything(codecs, state_codec="fp32"):
-    """Every optimizer and initializer, odd and even dims, L1 and L2 where there are any. State is exact where it must be."""
+    """Every optimizer and initializer, odd and even dims, L1 and L2 where there are any."""
     segments = [
         ("sgd", {"name": "sgd", "l2": 0.1}, {"name": "constant", "value": 0.3}),
         ("adagrad", {"name": "adagrad", "initial_accumulator": 0.1, "l2": 0.01}, {"name": "uniform", "scale": 0.2}),
