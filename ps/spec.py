@@ -1,7 +1,7 @@
 """What a table is: segments with their initializer, optimizer and codec. The same models are read from YAML and from
 Python.
 
-Options that change behaviour (what is learnt): dim, initializer, optimizer, codec, seed, num_buckets.
+Options that change behaviour (what is learnt): dim, initializer, optimizer, codec, late, seed, num_buckets.
 Options that change only cost: memory_limit_bytes.
 """
 
@@ -196,12 +196,17 @@ CodecName = Literal["fp32", "fp16", "bf16"]
 
 
 class SegmentSpec(Spec):
-    """Part of a row with its own dim, initializer, optimizer and codec."""
+    """Part of a row with its own dim, initializer, optimizer and codec.
+
+    late: the score of a row from which it has the segment. Until then the segment takes no memory, reads as its
+    initial value, and its gradient is dropped.
+    """
 
     dim: int = Field(ge=1, le=4096)
     initializer: Initializer = Zeros()
     optimizer: Optimizer = AdaGrad()  # one of ours or a user's RowOptimizer
     codec: CodecName = "fp32"
+    late: float | None = Field(None, gt=0)
 
 
 class TableSpec(Spec):
@@ -209,6 +214,21 @@ class TableSpec(Spec):
 
     segments: dict[str, SegmentSpec] = Field(min_length=1)
     memory_limit_bytes: int | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _late_segments(self) -> TableSpec:
+        scores = {name: segment.late for name, segment in self.segments.items()}
+        if None not in scores.values():
+            raise ValueError("every segment is late; a row begins with one that is not, such as linear: {dim: 1}")
+        if len(set(scores.values()) - {None}) > 1:
+            given = ", ".join(f"{name}: {score}" for name, score in scores.items() if score is not None)
+            raise ValueError(f"late is {given}; a row gets all its late segments at one score")
+        return self
+
+    @property
+    def late(self) -> float | None:
+        """The score from which a row has its late segments; None where there are none."""
+        return next((segment.late for segment in self.segments.values() if segment.late is not None), None)
 
     @property
     def width(self) -> int:

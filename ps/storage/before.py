@@ -18,6 +18,7 @@ class Before:
 
     def __init__(self, layout: RowLayout) -> None:
         self._may_raise = layout.kernels.may_raise
+        self._early_words = layout.early_words
         self._images = np.empty((0, layout.image_words), np.uint32)
         self._addresses = np.empty(0, np.int64)
 
@@ -31,4 +32,4 @@ class Before:
 
     def put_back(self, words: NDArray[np.uint32], num_rows: int) -> None:
         """Undo what the kernel did to these rows."""
-        index.write_images(words, self._addresses[:num_rows], self._images[:num_rows])
+        index.write_images(words, self._addresses[:num_rows], self._images[:num_rows], self._early_words)

@@ -1,6 +1,8 @@
 """The row layout of a table spec: offsets, kernel constants, and the numbers that the kernels take at run time.
 
 row       = key (8 bytes) values* state*         multiples of 4 bytes, little-endian, segments in spec order
+full row  = key values* state* values* state*    where there are late segments: first what is not late, then what is
+early row = key values* state*                   a full row up to its late segments: the row until it has them
 values    = dim codes of the segment's codec, padded with zero bytes to a multiple of 4
 state     = float32 * state_dim of the segment's optimizer
 image     = the row without its key
@@ -19,11 +21,38 @@ from ps.spec import Constant, Normal, TableSpec, Uniform
 from ps.storage.arena import UNIT_WORDS
 from ps.storage.kernels.codecs import CODECS
 from ps.storage.kernels.generate import KernelLayout, SegmentLayout
+from ps.storage.kernels.index import Shape
 from ps.storage.kernels.optimizers import code_of, kernel_name, state_dim
 
 _KEY_WORDS = 2
+HEAD_WORDS = 2  # before the first values
 _MAX_BLOCK_BYTES = 32 << 10
 _MAX_BLOCK_SHIFT = 8
+
+
+@dataclass(frozen=True)
+class RowKind:
+    """Rows of one size. stride: words of a row, key included; 2 ** block_shift of them are a block."""
+
+    stride: int
+    block_shift: int
+
+    @property
+    def row_bytes(self) -> int:
+        return 4 * self.stride
+
+    @property
+    def image_words(self) -> int:
+        return self.stride - _KEY_WORDS
+
+    @property
+    def block_rows(self) -> int:
+        return 1 << self.block_shift
+
+    @property
+    def block_units(self) -> int:
+        """Arena units of one block."""
+        return -(-self.block_rows * self.stride // UNIT_WORDS)
 
 
 @dataclass(frozen=True)
@@ -35,26 +64,31 @@ class RowLayout:
     width: int
 
     @property
-    def row_bytes(self) -> int:
-        return 4 * self.kernels.stride
+    def kinds(self) -> tuple[RowKind, ...]:
+        """Full rows and, where there are late segments, early ones. New rows are of the last kind."""
+        shape = self.kernels.shape
+        full, early = RowKind(shape.stride, shape.block_shift), RowKind(shape.early_stride, shape.early_shift)
+        return (full, early) if self.has_late else (full,)
+
+    @property
+    def has_late(self) -> bool:
+        """Whether there are late segments, so that a row is early or full."""
+        return self.kernels.early_stride > 0
 
     @property
     def image_words(self) -> int:
-        return self.kernels.stride - _KEY_WORDS
+        """Of a full row."""
+        return self.kinds[0].image_words
+
+    @property
+    def early_words(self) -> int:
+        """Words of the image of an early row; 0 where there are none."""
+        return self.kinds[1].image_words if self.has_late else 0
 
     @property
     def scratch_floats(self) -> int:
         """Values and state of one row, decoded."""
         return sum(s.dim + s.state_dim for s in self.kernels.segments)
-
-    @property
-    def block_rows(self) -> int:
-        return 1 << self.kernels.block_shift
-
-    @property
-    def block_units(self) -> int:
-        """Arena units of one block."""
-        return -(-self.block_rows * self.kernels.stride // UNIT_WORDS)
 
     def segment(self, name: str) -> tuple[int, SegmentLayout]:
         """Place and layout of a segment. Raises RequestError for an unknown name."""
@@ -63,9 +97,20 @@ class RowLayout:
         place = self.names.index(name)
         return place, self.kernels.segments[place]
 
+    def state_columns(self, name: str | None) -> tuple[int, int, int]:
+        """Of a segment, or of all (None): its place (-1), and first column and number of its floats in a row's state.
+
+        Raises RequestError for an unknown name.
+        """
+        if name is None:
+            return -1, 0, sum(s.state_dim for s in self.kernels.segments)
+        place, chosen = self.segment(name)
+        return place, chosen.state_column, chosen.state_dim
+
     def text(self) -> str:
         """Canonical text of an image: equal text means that images are interchangeable."""
-        lines = [f"image 1: {4 * self.image_words} bytes, little-endian"]
+        early = f", or the first {4 * self.early_words} without late segments" if self.has_late else ""
+        lines = [f"image 1: {4 * self.image_words} bytes{early}, little-endian"]
         for name, s in zip(self.names, self.kernels.segments):
             lines.append(
                 f"{name!r}: {s.dim} {s.codec} at {4 * (s.value_word - _KEY_WORDS)}, "
@@ -79,12 +124,12 @@ def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
 
     Raises RequestError naming file and line of a user's optimizer that cannot be compiled.
     """
-    segments, column, word, scratch, hyper = [], 0, _KEY_WORDS, 0, 0
-    value_words = [CODECS[s.codec].words(s.dim) for s in spec.segments.values()]
-    state_word = _KEY_WORDS + sum(value_words)
-    for segment, words in zip(spec.segments.values(), value_words):
+    segments, column, scratch, hyper = [], 0, 0, 0
+    words, early_stride, stride = _offsets(spec)
+    for name, segment in spec.segments.items():
         optimizer = segment.optimizer
         kept, code = state_dim(optimizer, segment.dim), code_of(optimizer)
+        value_word, state_word = words[name]
         segments.append(
             SegmentLayout(
                 codec=segment.codec,
@@ -93,19 +138,44 @@ def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
                 code=code,
                 dim=segment.dim,
                 column=column,
-                value_word=word,
+                value_word=value_word,
                 state_dim=kept,
                 state_word=state_word,
                 scratch=scratch,
                 hyper=hyper,
+                late=segment.late is not None,
             )
         )
         hyper += 1 + len(code.pack(optimizer))
-        column, word = column + segment.dim, word + words
-        state_word, scratch = state_word + kept, scratch + segment.dim + kept
-    rows = max(1, _MAX_BLOCK_BYTES // (4 * state_word))
-    shift = min(_MAX_BLOCK_SHIFT, rows.bit_length() - 1)
-    return RowLayout(KernelLayout(state_word, shift, tuple(segments), check), tuple(spec.segments), column)
+        column, scratch = column + segment.dim, scratch + segment.dim + kept
+    shape = Shape(_block_shift(stride), stride, _block_shift(early_stride), early_stride)
+    return RowLayout(KernelLayout(*shape, tuple(segments), check), tuple(spec.segments), column)
+
+
+def _offsets(spec: TableSpec) -> tuple[dict[str, tuple[int, int]], int, int]:
+    """First words of each segment's values and state, the words of an early row (0 without late segments), and of a
+    full one.
+    """
+    starts, word = dict[str, list[int]](), HEAD_WORDS
+    ends = []
+    for late in (False, True):
+        group = {name: s for name, s in spec.segments.items() if (s.late is not None) == late}
+        for name, segment in group.items():
+            starts[name] = [word]
+            word += CODECS[segment.codec].words(segment.dim)
+        for name, segment in group.items():
+            starts[name].append(word)
+            word += state_dim(segment.optimizer, segment.dim)
+        ends.append(word)
+    early, full = ends
+    return {name: (values, state) for name, (values, state) in starts.items()}, early if full > early else 0, full
+
+
+def _block_shift(stride: int) -> int:
+    if stride == 0:
+        return 0
+    rows = max(1, _MAX_BLOCK_BYTES // (4 * stride))
+    return min(_MAX_BLOCK_SHIFT, rows.bit_length() - 1)
 
 
 def hyper_of(spec: TableSpec) -> NDArray[np.float64]:

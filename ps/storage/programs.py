@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from ps.row_code import RowCode
 from ps.storage.blame import Inputs, blame
-from ps.storage.kernels import generate, index
+from ps.storage.kernels import generate
 from ps.types import Keys, Rows, UniqueKeys
 
 if TYPE_CHECKING:
     from ps.storage.table import PushCounts, Table
 
-_BLOCK_ROWS = 4096
 _NO_TOTAL = np.zeros(0)
 
 
@@ -41,10 +40,8 @@ class Programs:
         self._table = table
         self._modules: dict[str, Any] = {}
         layout = table._layout
-        self._width, self._state_dim = layout.width, sum(s.state_dim for s in layout.kernels.segments)
-        lone = np.zeros(layout.kernels.stride, np.float32)
-        values, state = np.zeros(self._width, np.float32), np.zeros(self._state_dim, np.float32)
-        self._room = (values, state, lone, lone.view(np.uint16), table._workspace[2])
+        values, state = np.zeros(layout.width, np.float32), np.zeros(layout.state_columns(None)[2], np.float32)
+        self._room = (values, state, *table._lone, table._workspace[2])
 
     def compile(self, code: RowCode, role: str) -> None:
         """Compile now what would be compiled at the first call. Raises RequestError with the user's file and line."""
@@ -60,17 +57,16 @@ class Programs:
         table = self._table
         absent = table._reserve_missing(keys) < 0
         table._create(keys[absent], table._own_rates)
-        addresses, _ = table._locate(keys)
-        words = table._memory[0]
-        before = np.empty((len(keys), table._layout.image_words), np.uint32)
-        index.read_images(words, addresses, before)
         refused = np.zeros(len(keys), np.bool_)
         try:
-            counts = self._run(program, keys, addresses, payload=payload, step=step, refused=refused)
+            with table._complete(keys, program.segment) as grown:
+                addresses, _ = table._locate(keys)
+                with table._restored(addresses):
+                    counts = self._run(program, keys, addresses, payload=payload, step=step, refused=refused)
         except Exception:
-            index.write_images(words, addresses, before)
             table._remove(keys[absent])
             raise
+        table.late.shrink(grown[np.isin(grown, keys[refused])])
         table._remove(keys[absent & refused])
         made = int(np.count_nonzero(absent & ~refused))
         table.created += made
@@ -78,7 +74,7 @@ class Programs:
 
     def update_bucket(self, program: Program, bucket: int, step: int, *, write: bool) -> Iterator[PushCounts]:
         """update_row on all rows of a bucket, block by block. write: False only sees whether it raises."""
-        for keys, addresses in self._blocks(bucket):
+        for keys, addresses in self._table._blocks(bucket, program.segment):
             counts = self._run(program, keys, addresses, step=step, write=write)
             yield self._table._counted(counts[:3] if write else np.zeros(3, np.int64), 0)
 
@@ -92,12 +88,8 @@ class Programs:
 
     def fold_bucket(self, program: Program, bucket: int, total: NDArray[np.float64]) -> None:
         """fold_row of every row of a bucket, in row order."""
-        for keys, addresses in self._blocks(bucket):
+        for keys, addresses in self._table._blocks(bucket, program.segment):
             self._run(program, keys, addresses, total=total)
-
-    def _blocks(self, bucket: int) -> Iterator[tuple[Keys, NDArray[np.int64]]]:
-        for first in range(0, int(self._table._buckets.rows[bucket]), _BLOCK_ROWS):
-            yield self._table._rows_of(bucket, first, _BLOCK_ROWS)
 
     def _run(
         self,
@@ -115,7 +107,9 @@ class Programs:
         """Returns applied, nonfinite, saturated, and the row that was at work last."""
         table, counts, num_keys = self._table, np.zeros(4, np.int64), len(keys)
         self.compile(program.code, program.role)
-        place, column, width, state_word, state_dim = self._part(program.segment)
+        place, state_column, state_dim = table._layout.state_columns(program.segment)
+        columns = slice(0, table._layout.width) if program.segment is None else table.spec.columns()[program.segment]
+        column, width = columns.start, columns.stop - columns.start
         payload = np.empty((num_keys, 0), np.float32) if payload is None else np.ascontiguousarray(payload)
         out = np.empty((num_keys, 0), np.float32) if out is None else out
         refused = np.empty(num_keys, np.bool_) if refused is None else refused
@@ -128,7 +122,7 @@ class Programs:
                 payload,
                 args,
                 step,
-                *(place, column, width, state_word, state_dim, write, out, total, counts, refused),
+                *(place, column, width, state_column, state_dim, write, out, total, counts, refused),
                 *(table._own_rates, table._hyper, table._streams, *self._room),
             )
         except Exception as error:
@@ -138,17 +132,9 @@ class Programs:
                 values = table.pull(keys[at : at + 1])[0, column : column + width].copy()
                 state = np.zeros(state_dim, np.float32)
                 if addresses[at] >= 0:
-                    state[:] = table._state(addresses[at : at + 1], state_word, state_dim)[0]
+                    state[:] = table._state(addresses[at : at + 1], program.segment)[0]
                 own = {"values": values, "state": state, "payload": payload[at].copy(), "out": out[at].copy()}
                 yield {**own, "total": total.copy(), "key": keys[at], "step": step}
 
             raise blame(error, program.role, [(program.code, program.owner)], inputs) from error
         return counts
-
-    def _part(self, segment: str | None) -> tuple[int, int, int, int, int]:
-        """Place, first column, width, first word and number of state floats of a segment, or of all."""
-        layout = self._table._layout
-        if segment is None:
-            return -1, 0, self._width, layout.kernels.segments[0].state_word, self._state_dim
-        place, chosen = layout.segment(segment)
-        return place, chosen.column, chosen.dim, chosen.state_word, chosen.state_dim

@@ -1,7 +1,8 @@
 """A sparse table: rows of one layout, by key, without vocabulary or fixed size.
 
-A row that does not exist reads as its initial value; pull never writes; push creates. A row changes only when every
-number of its next values and state is finite, and a call that raises has changed nothing. What a row becomes depends
+A row that does not exist reads as its initial value; pull never writes; push creates. A late segment that a row does
+not have yet reads as its initial value too, and what would change it is dropped. A row changes only when every number
+of its next values and state is finite, and a call that raises has changed nothing. What a row becomes depends
 on its own key, gradients and steps, never on what else a call carried. Single-threaded, no I/O; sweeps and scans go
 bucket by bucket, so a caller can do other work in between.
 """
@@ -9,6 +10,7 @@ bucket by bucket, so a caller can do other work in between.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,8 +22,9 @@ from ps.spec import TableSpec
 from ps.storage import layout as layouts
 from ps.storage.before import Before
 from ps.storage.blame import blame_optimizers
-from ps.storage.buckets import MAX_ROWS, Buckets
+from ps.storage.buckets import Buckets
 from ps.storage.kernels import generate, index
+from ps.storage.late import EARLY, FULL, LateSegments
 from ps.storage.programs import Programs
 from ps.types import Floats, Gradients, Images, Keys, Rows, UniqueKeys
 
@@ -77,11 +80,15 @@ class Table:
         self._streams = layouts.streams_of(name, spec, seed)
         self._own_rates = layouts.learning_rates_of(spec)
         self._bits = num_buckets.bit_length() - 1
+        self._place = (self._bits, self._layout.kernels.shape)
         floats = np.zeros(self._layout.scratch_floats, np.float32)
         hashes, addresses = np.zeros(index.CHUNK, np.uint64), np.zeros(index.CHUNK, np.int64)
         self._workspace = (hashes, addresses, floats, floats.view(np.uint16))
+        lone = np.zeros(self._layout.kernels.stride, np.float32)  # one encoded row
+        self._lone = (lone, lone.view(np.uint16))
         self._buckets = Buckets(name, self._layout, num_buckets, spec.memory_limit_bytes)
         self._before = Before(self._layout)
+        self.late = LateSegments(self)
         self.programs = Programs(self)
 
     @property
@@ -89,9 +96,14 @@ class Table:
         return int(self._buckets.rows.sum())
 
     @property
+    def num_early(self) -> int:
+        """Rows without their late segments; the others are full."""
+        return int(self._buckets.table[self.num_buckets :, index.ROWS].sum())
+
+    @property
     def rows_per_bucket(self) -> NDArray[np.int64]:
         """int64 [num_buckets], a copy."""
-        return self._buckets.rows.copy()
+        return self._buckets.rows
 
     @property
     def memory_bytes(self) -> int:
@@ -100,8 +112,13 @@ class Table:
 
     @property
     def bytes_per_row(self) -> int:
-        """Bytes of one row with its key and state, without its index entry."""
-        return self._layout.row_bytes
+        """Bytes of one full row with its key and state, without its index entry."""
+        return self._layout.kinds[FULL].row_bytes
+
+    @property
+    def bytes_per_early_row(self) -> int | None:
+        """The same of a row without its late segments; None where there are none."""
+        return self._layout.kinds[EARLY].row_bytes if self._layout.has_late else None
 
     def image_layout(self) -> str:
         """Canonical text of the row layout: images of tables with equal text are interchangeable."""
@@ -159,6 +176,15 @@ class Table:
         self.created += created
         return self._counted(counts[:3], created)
 
+    def promote(self, keys: UniqueKeys, learning_rates: Floats | None = None) -> int:
+        """Give the early rows among those of `keys` their late segments, as initial; returns how many rows got them.
+
+        learning_rates: float32 [num_segments], for an optimizer whose first state depends on one; default the spec's.
+        Raises MemoryLimitError, or RequestError where a user's init_state fails; then nothing has changed.
+        """
+        rates = self._own_rates if learning_rates is None else self._checked_rates(learning_rates)
+        return len(self.late.grow(np.ascontiguousarray(keys, np.uint64), rates).keys)
+
     @property
     def may_raise(self) -> bool:
         """Whether an optimizer is a user's, so that a table-wide update is tried before it is done."""
@@ -170,40 +196,38 @@ class Table:
         step: as the pushes', counted from 1: Adam's bias correction uses it. write: False only sees whether a user's
         optimizer raises RequestError; where it does not, writing does not either.
         """
-        rates, counts = self._checked_rates(learning_rates), np.zeros(4, np.int64)
-        keys, addresses = self._rows_of(bucket, 0, int(self._buckets.rows[bucket]))
-        arguments = (addresses, rates, self._hyper, self._streams, step, counts, self._workspace[2], write)
-        try:
-            self._kernels.sweep_rows(*self._memory[:3], *arguments)
-        except Exception as error:
-            at = slice(counts[3], counts[3] + 1)
-            raise blame_optimizers(self, error, "sweep", keys[at], rates, step) from error
+        rates, counts, num_rows = self._checked_rates(learning_rates), np.zeros(4, np.int64), 0
+        for keys, addresses in self._blocks(bucket):
+            arguments = (addresses, rates, self._hyper, self._streams, step, counts, self._workspace[2], write)
+            try:
+                self._kernels.sweep_rows(*self._memory[:3], *arguments)
+            except Exception as error:
+                at = slice(counts[3], counts[3] + 1)
+                raise blame_optimizers(self, error, "sweep", keys[at], rates, step) from error
+            num_rows += len(addresses)
         if write:
             self._counted(counts[:3], 0)
-        return len(addresses)
+        return num_rows
 
     def delete(self, keys: Keys) -> int:
         """Delete the rows of these keys; returns how many existed. Changes the order of rows in their buckets."""
-        layout = self._layout.kernels
         keys = np.ascontiguousarray(keys, np.uint64)
-        arena, table = self._buckets.arena, self._buckets.table
-        removed = int(index.remove(arena.words, table, keys, self._bits, layout.block_shift, layout.stride))
+        removed = int(index.remove(self._buckets.arena.words, self._buckets.table, keys, *self._place))
         self.deleted += removed
         return removed
 
     def scan(self, bucket: int, segment: str | None = None) -> Iterator[Block]:
-        """Blocks of at most 4096 rows in row order: all segments side by side, or one of them. See Block."""
-        place, column, width, state_word = _ALL, 0, self._layout.width, self._layout.kernels.segments[0].state_word
-        state_dim = sum(s.state_dim for s in self._layout.kernels.segments)
+        """Blocks of at most 4096 rows in row order: all segments side by side, or one of them. See Block.
+
+        Of a late segment: the rows that have it. In whole rows, a late segment that a row does not have is as initial,
+        and what a block writes there is dropped.
+        """
+        place, column = _ALL, 0
         if segment is not None:
             place, chosen = self._layout.segment(segment)
-            column, width, state_word, state_dim = chosen.column, chosen.dim, chosen.state_word, chosen.state_dim
-        for first in range(0, int(self._buckets.rows[bucket]), _BLOCK_ROWS):
-            keys, addresses = self._rows_of(bucket, first, _BLOCK_ROWS)
-            arena, values = self._buckets.arena, np.empty((len(keys), width), np.float32)
-            self._kernels.read_rows(arena.floats, arena.halves, addresses, place, column, values)
-            state = self._state(addresses, state_word, state_dim)
-            yield Block(keys, values, state, self, addresses, place, column)
+            column = chosen.column
+        for keys, addresses in self._blocks(bucket, segment):
+            yield Block(keys, *self._decoded(addresses, segment), self, addresses, place, column)
 
     def contains(self, keys: Keys) -> NDArray[np.bool_]:
         """bool [n]: which keys have a row."""
@@ -213,6 +237,7 @@ class Table:
     def write_values(self, keys: UniqueKeys, values: Rows, segment: str | None = None) -> PushCounts:
         """Set the values (float32 [n, dim]) of a segment or of whole rows, creating rows. State stays, or is initial.
 
+        A late segment named here is made where a row does not have it; in whole rows it is passed over there.
         Raises RequestError for a wrong shape, MemoryLimitError when there is no room; both before anything is written.
         """
         place, column, width = _ALL, 0, self._layout.width
@@ -225,36 +250,49 @@ class Table:
         absent = np.flatnonzero(self._reserve_missing(keys) < 0)
         if len(absent):
             self._create(keys[absent], self._own_rates)
-            self.created += len(absent)
-        addresses, _ = self._locate(keys)
-        refused = self._overwrite(addresses, place, column, values)
+        try:
+            with self._complete(keys, segment):
+                refused = self._overwrite(self._locate(keys)[0], place, column, values)
+        except Exception:
+            self._remove(keys[absent])
+            raise
+        self.created += len(absent)
         return PushCounts(len(keys) - refused, len(absent), refused)
 
     def read_images(self, bucket: int) -> Iterator[tuple[Keys, Images]]:
-        """(keys, images) of at most 4096 rows at a time, in row order."""
-        for first in range(0, int(self._buckets.rows[bucket]), _BLOCK_ROWS):
-            keys, addresses = self._rows_of(bucket, first, _BLOCK_ROWS)
-            images = np.empty((len(keys), self._layout.image_words), np.uint32)
-            index.read_images(self._buckets.arena.words, addresses, images)
+        """(keys, images) of at most 4096 rows at a time, in row order: full rows, then early ones, whose images are
+        shorter; all of one piece are of one size.
+        """
+        words = self._buckets.arena.words
+        for keys, addresses in self._blocks(bucket):
+            kind = self._layout.kinds[EARLY if addresses[0] >= index.EARLY else FULL]
+            images = np.empty((len(keys), kind.image_words), np.uint32)
+            index.read_images(words, addresses, images, self._layout.early_words)
             yield keys, images.view(np.uint8)
 
     def write_images(self, keys: UniqueKeys, images: Images) -> None:
         """Set rows to images (uint8 [n, image_bytes]), creating rows in the order of `keys` where there are none.
 
-        Raises RequestError for a wrong shape, MemoryLimitError when there is no room; both before anything is written.
+        Images of early rows make early rows, also where there was a full one, and the reverse. Raises RequestError for
+        a wrong shape, MemoryLimitError when there is no room; both before anything is written.
         """
-        if images.dtype != np.uint8 or images.shape != (len(keys), 4 * self._layout.image_words):
+        sizes = [4 * kind.image_words for kind in self._layout.kinds]
+        if images.dtype != np.uint8 or images.ndim != 2 or len(images) != len(keys) or images.shape[1] not in sizes:
             raise RequestError(
                 f"table {self.name!r}: images {images.dtype} {images.shape} for {len(keys)} keys; "
-                f"this layout has uint8 [n, {4 * self._layout.image_words}]"
+                f"this layout has uint8 [n, {' or '.join(map(str, sizes))}]"
             )
-        keys = np.ascontiguousarray(keys, np.uint64)
-        addresses = self._reserve_missing(keys)
+        keys, kind = np.ascontiguousarray(keys, np.uint64), sizes.index(images.shape[1])
+        addresses = self._locate(keys)[0]
         absent = np.flatnonzero(addresses < 0)
-        if len(absent):
-            addresses[absent] = self._append(keys[absent])
+        if self._layout.has_late:
+            self.late.make_room(keys, addresses, kind)
+            addresses = self._locate(keys)[0]
+        elif len(absent):
+            self._buckets.reserve(self._buckets.count(keys[absent], kind))
+        addresses[absent] = self._append(keys[absent], kind)
         words = np.ascontiguousarray(images).view(np.uint32)
-        index.write_images(self._buckets.arena.words, addresses, words)
+        index.write_images(self._buckets.arena.words, addresses, words, self._layout.early_words)
 
     def drop_bucket(self, bucket: int) -> None:
         """Delete all rows of a bucket and give their memory back."""
@@ -279,16 +317,17 @@ class Table:
 
     def _surely_fits(self, num_keys: int) -> bool:
         """Whether even all-new keys would fit, so that no row need be looked up before the first is written."""
-        rows, block_bytes = self.num_rows + num_keys, 256 * self._layout.block_units
+        kind = self._layout.kinds[-1]  # of new rows
+        rows, block_bytes = self.num_rows + num_keys, 256 * kind.block_units
         # New rows, a sixteenth more in runs, 16 bytes a row for new indexes and directories, and a least size per
         # bucket.
-        worst = num_keys * self._layout.row_bytes + rows * self._layout.row_bytes // 16 + 16 * rows
+        worst = num_keys * kind.row_bytes + rows * kind.row_bytes // 16 + 16 * rows
         worst += min(num_keys, self.num_buckets) * (2 * block_bytes + 2048)
         limit, buckets = self._buckets.limit_bytes, self._buckets
         return (
             buckets.arena.room_for(worst // 256 + 1)
             and (limit is None or buckets.memory_bytes + worst <= limit)
-            and int(buckets.rows.max()) + num_keys <= MAX_ROWS
+            and int(buckets.rows.max()) + num_keys <= buckets.max_rows
         )
 
     def _reserve_missing(self, keys: UniqueKeys) -> NDArray[np.int64]:
@@ -299,69 +338,106 @@ class Table:
         return addresses
 
     def _locate(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Each key's address, -1 where there is no row; and by bucket how many keys have none."""
-        layout, addresses = self._layout.kernels, np.empty(len(keys), np.int64)
-        missing = np.zeros(self.num_buckets, np.int64)
+        """Each key's address, -1 where there is no row; and by line of the buckets how many rows are to be made."""
+        addresses, missing = np.empty(len(keys), np.int64), np.zeros(len(self._buckets.table), np.int64)
         arena, table = self._buckets.arena, self._buckets.table
         keys = np.ascontiguousarray(keys, np.uint64)
-        place = (self._bits, layout.block_shift, layout.stride)
-        index.locate(arena.words, table, keys, *place, addresses, missing, *self._workspace[:2])
+        new_rows = missing[-self.num_buckets :]
+        index.locate(arena.words, table, keys, *self._place, addresses, new_rows, *self._workspace[:2])
         return addresses, missing
 
-    def _append(self, keys: UniqueKeys) -> NDArray[np.int64]:
-        layout, addresses = self._layout.kernels, np.empty(len(keys), np.int64)
+    def _append(self, keys: UniqueKeys, kind: int) -> NDArray[np.int64]:
+        addresses = np.empty(len(keys), np.int64)
         arena, table = self._buckets.arena, self._buckets.table
-        place = (self._bits, layout.block_shift, layout.stride)
-        index.append(arena.words, table, keys, *place, addresses, self._workspace[0])
+        index.append(arena.words, table, keys, *self._place, kind, addresses, self._workspace[0])
         return addresses
 
     def _create(self, keys: UniqueKeys, rates: Floats) -> None:
-        counts, arena = np.zeros(self.num_buckets, np.int64), self._buckets.arena
-        index.count_by_bucket(keys, self._bits, counts)
-        self._buckets.reserve(counts)
-        addresses = self._append(keys)
-        scratch = self._workspace[2]
+        arena, scratch = self._buckets.arena, self._workspace[2]
+        self._buckets.reserve(self._buckets.count(keys, -1))
+        addresses = self._append(keys, len(self._layout.kinds) - 1)
         try:
             self._kernels.create(
-                arena.floats, arena.halves, keys, addresses, rates, self._hyper, self._streams, scratch
+                arena.floats, arena.halves, keys, addresses, rates, self._hyper, self._streams, scratch, False
             )
         except Exception as error:
             self._remove(keys)
             raise blame_optimizers(self, error, "init_state", keys, rates) from error
 
-    def _state(self, addresses: NDArray[np.int64], word: int, dim: int) -> Floats:
-        """float32 [n, dim]: state of rows, from a word of their layout on."""
-        state: Floats = self._buckets.arena.floats[addresses[:, None] + (word + np.arange(dim))]
-        return state
+    def _decoded(self, addresses: NDArray[np.int64], segment: str | None) -> tuple[Rows, Floats]:
+        """float32 [n, dim], [n, state_dim]: values and state of rows, of one segment or of all."""
+        place, state_column, state_dim = self._layout.state_columns(segment)
+        columns = slice(0, self._layout.width) if segment is None else self.spec.columns()[segment]
+        values = np.empty((len(addresses), columns.stop - columns.start), np.float32)
+        state, counts = np.empty((len(addresses), state_dim), np.float32), np.zeros(4, np.int64)
+        rest = (values, state, self._own_rates, self._hyper, self._streams, *self._lone, self._workspace[2], counts)
+        try:
+            self._kernels.read_rows(*self._memory[:3], addresses, place, columns.start, state_column, *rest)
+        except Exception as error:
+            raise blame_optimizers(self, error, "init_state", np.empty(0, np.uint64), self._own_rates) from error
+        return values, state
 
-    def _rows_of(self, bucket: int, first: int, count: int) -> tuple[Keys, NDArray[np.int64]]:
-        count = min(count, int(self._buckets.rows[bucket]) - first)
-        keys, addresses = np.empty(count, np.uint64), np.empty(count, np.int64)
-        layout, arena = self._layout.kernels, self._buckets.arena
-        index.list_rows(
-            arena.words, self._buckets.table, bucket, first, layout.block_shift, layout.stride, keys, addresses
-        )
-        return keys, addresses
+    def _state(self, addresses: NDArray[np.int64], segment: str | None) -> Floats:
+        """float32 [n, state_dim]: state of rows, of one segment or of all."""
+        return self._decoded(addresses, segment)[1]
+
+    def _blocks(self, bucket: int, segment: str | None = None) -> Iterator[tuple[Keys, NDArray[np.int64]]]:
+        """Keys and addresses of a bucket's rows in row order, at most 4096 at a time and of one kind: full ones, then
+        early ones; of a late segment only the full ones, which have it.
+        """
+        arena, table = self._buckets.arena, self._buckets.table
+        late = segment is not None and self._layout.segment(segment)[1].late
+        for kind in range(1 if late else len(self._layout.kinds)):
+            num_rows = int(table[bucket + kind * self.num_buckets, index.ROWS])
+            for first in range(0, num_rows, _BLOCK_ROWS):
+                count = min(_BLOCK_ROWS, num_rows - first)
+                keys, addresses = np.empty(count, np.uint64), np.empty(count, np.int64)
+                index.list_rows(arena.words, table, bucket, kind, first, *self._place, keys, addresses)
+                yield keys, addresses
+
+    @contextmanager
+    def _complete(self, keys: UniqueKeys, segment: str | None) -> Iterator[UniqueKeys]:
+        """All keys have rows; inside, these have the segment: they are full where it is late. Gives those that grew
+        for it, which are early again when the body raises.
+        """
+        if segment is None or not self._layout.segment(segment)[1].late:
+            yield keys[:0]
+            return
+        grown = self.late.grow(keys, self._own_rates)
+        try:
+            yield grown.keys
+        except Exception:
+            self.late.take_back(grown)
+            raise
+
+    @contextmanager
+    def _restored(self, addresses: NDArray[np.int64]) -> Iterator[None]:
+        """When the body raises, these rows are as they were."""
+        words, early_words = self._buckets.arena.words, self._layout.early_words
+        before = np.empty((len(addresses), self._layout.image_words), np.uint32)
+        index.read_images(words, addresses, before, early_words)
+        try:
+            yield
+        except Exception:
+            index.write_images(words, addresses, before, early_words)
+            raise
 
     def _overwrite(self, addresses: NDArray[np.int64], segment: int, column: int, values: Rows) -> int:
         counts, arena = np.zeros(3, np.int64), self._buckets.arena
         values = np.ascontiguousarray(values, np.float32)
-        before = np.empty((len(addresses) if self.may_raise else 0, self._layout.image_words), np.uint32)
-        index.read_images(arena.words, addresses[: len(before)], before)
         memory, rest = (arena.floats, arena.halves), (self._own_rates, self._hyper, counts, self._workspace[2])
         try:
-            self._kernels.overwrite_rows(*memory, addresses, segment, column, values, *rest)
+            with self._restored(addresses if self.may_raise else addresses[:0]):
+                self._kernels.overwrite_rows(*memory, addresses, segment, column, values, *rest)
         except Exception as error:
-            index.write_images(arena.words, addresses[: len(before)], before)
             raise blame_optimizers(self, error, "rebase_state", np.empty(0, np.uint64), self._own_rates) from error
         return self._counted(counts, 0).nonfinite
 
     def _remove(self, keys: UniqueKeys) -> None:
         """Take back rows that were just made: the newest first, so that the others keep their order."""
         if len(keys):
-            layout, arena = self._layout.kernels, self._buckets.arena
             newest_first = np.ascontiguousarray(keys[::-1])
-            index.remove(arena.words, self._buckets.table, newest_first, self._bits, layout.block_shift, layout.stride)
+            index.remove(self._buckets.arena.words, self._buckets.table, newest_first, *self._place)
 
     def _counted(self, counts: NDArray[np.int64], created: int) -> PushCounts:
         applied, nonfinite, saturated = (int(count) for count in counts)

@@ -46,6 +46,7 @@ COLUMN = 0  # of the segment's first value in a decoded row
 VALUE_WORD = 2  # words from the start of the row to the codes
 STATE_DIM = 4
 STATE_WORD = 6
+STATE_COLUMN = 0  # of the first float of its state among those of all segments
 SCRATCH = 0  # place of values and state in the scratch of a row
 HYPER = 0  # place in `hyper` of the initializer's parameter; the optimizer's fields follow
 # end of layout
@@ -57,6 +58,33 @@ INITIAL_STREAM, ROUNDING_STREAM = 2 * ORDINAL, 2 * ORDINAL + 1
 def read(floats, halves, address, out, base):
     """Decode to out[base + COLUMN ...]."""
     codec.decode(codec.codes(floats, halves, address + VALUE_WORD, DIM), part(out, base + COLUMN, DIM))
+
+
+@inlined
+def read_state(floats, halves, address, out, base):
+    """The state to out[base + STATE_COLUMN ...]."""
+    state, stored = part(out, base + STATE_COLUMN, STATE_DIM), part(floats, address + STATE_WORD, STATE_DIM)
+    for j in range(STATE_DIM):
+        state[j] = stored[j]
+
+
+@inlined
+def write_state(floats, halves, address, state, base):
+    """Store state[base + STATE_COLUMN ...]; returns how many elements saturated."""
+    given, stored = part(state, base + STATE_COLUMN, STATE_DIM), part(floats, address + STATE_WORD, STATE_DIM)
+    for j in range(STATE_DIM):
+        stored[j] = given[j]
+    return 0
+
+
+@inlined
+def forget(values, base, state, state_base):
+    """Zeros in place of the values and the state of a decoded row."""
+    own, own_state = part(values, base + COLUMN, DIM), part(state, state_base + STATE_COLUMN, STATE_DIM)
+    for j in range(DIM):
+        own[j] = np.float32(0)
+    for j in range(STATE_DIM):
+        own_state[j] = np.float32(0)
 
 
 @inlined
