@@ -6,6 +6,8 @@ segment. Made by a Table for itself.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -61,6 +63,22 @@ class LateSegments:
     def shrink(self, keys: UniqueKeys) -> None:
         """Make the full rows of these keys, all of which have been grown since the last reservation, early again."""
         self._demote(keys, np.full(len(keys), _END))
+
+    @contextmanager
+    def complete(self, keys: UniqueKeys, segment: str | None) -> Iterator[UniqueKeys]:
+        """All keys have rows; inside, these have the segment: they are full where it is late. Gives those that grew
+        for it, which are early again when the body raises.
+        """
+        table = self._table
+        if segment is None or not table._layout.segment(segment)[1].late:
+            yield keys[:0]
+            return
+        grown = self.grow(keys, table._own_rates)
+        try:
+            yield grown.keys
+        except Exception:
+            self.take_back(grown)
+            raise
 
     def make_room(self, keys: UniqueKeys, addresses: NDArray[np.int64], kind: int) -> None:
         """Have a row of this kind for each key: room for the missing ones (address -1), present ones changed.

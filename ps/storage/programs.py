@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ps.row_code import RowCode
+from ps.storage.before import restored
 from ps.storage.blame import Inputs, blame
 from ps.storage.kernels import generate
+from ps.storage.reading import blocks_of, decoded
 from ps.types import Keys, Rows, UniqueKeys
 
 if TYPE_CHECKING:
@@ -59,9 +61,9 @@ class Programs:
         table._create(keys[absent], table._own_rates)
         refused = np.zeros(len(keys), np.bool_)
         try:
-            with table._complete(keys, program.segment) as grown:
+            with table.late.complete(keys, program.segment) as grown:
                 addresses, _ = table._locate(keys)
-                with table._restored(addresses):
+                with restored(table._memory[0], table._layout, addresses):
                     counts = self._run(program, keys, addresses, payload=payload, step=step, refused=refused)
         except Exception:
             table._remove(keys[absent])
@@ -74,7 +76,7 @@ class Programs:
 
     def update_bucket(self, program: Program, bucket: int, step: int, *, write: bool) -> Iterator[PushCounts]:
         """update_row on all rows of a bucket, block by block. write: False only sees whether it raises."""
-        for keys, addresses in self._table._blocks(bucket, program.segment):
+        for keys, addresses in blocks_of(self._table, bucket, program.segment):
             counts = self._run(program, keys, addresses, step=step, write=write)
             yield self._table._counted(counts[:3] if write else np.zeros(3, np.int64), 0)
 
@@ -88,7 +90,7 @@ class Programs:
 
     def fold_bucket(self, program: Program, bucket: int, total: NDArray[np.float64]) -> None:
         """fold_row of every row of a bucket, in row order."""
-        for keys, addresses in self._table._blocks(bucket, program.segment):
+        for keys, addresses in blocks_of(self._table, bucket, program.segment):
             self._run(program, keys, addresses, total=total)
 
     def _run(
@@ -132,7 +134,7 @@ class Programs:
                 values = table.pull(keys[at : at + 1])[0, column : column + width].copy()
                 state = np.zeros(state_dim, np.float32)
                 if addresses[at] >= 0:
-                    state[:] = table._state(addresses[at : at + 1], program.segment)[0]
+                    state[:] = decoded(table, addresses[at : at + 1], program.segment)[1][0]
                 own = {"values": values, "state": state, "payload": payload[at].copy(), "out": out[at].copy()}
                 yield {**own, "total": total.copy(), "key": keys[at], "step": step}
 

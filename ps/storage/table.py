@@ -10,8 +10,6 @@ bucket by bucket, so a caller can do other work in between.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -20,16 +18,14 @@ from numpy.typing import NDArray
 from ps.errors import RequestError
 from ps.spec import TableSpec
 from ps.storage import layout as layouts
-from ps.storage.before import Before
+from ps.storage.before import Before, restored
 from ps.storage.blame import blame_optimizers
 from ps.storage.buckets import Buckets
 from ps.storage.kernels import generate, index
 from ps.storage.late import EARLY, FULL, LateSegments
 from ps.storage.programs import Programs
+from ps.storage.reading import ALL, Block, blocks_of, decoded
 from ps.types import Floats, Gradients, Images, Keys, Rows, UniqueKeys
-
-_BLOCK_ROWS = 4096
-_ALL = -1  # of segments
 
 
 class PushCounts(NamedTuple):
@@ -38,25 +34,6 @@ class PushCounts(NamedTuple):
     applied: int
     created: int
     nonfinite: int
-
-
-@dataclass(frozen=True)
-class Block:
-    """Consecutive rows of a bucket. Valid until the table changes otherwise than by `write`."""
-
-    keys: Keys
-    values: Rows  # float32 [k, dim], a copy
-    state: Floats  # float32 [k, state_dim], a copy
-    _table: Table
-    _addresses: NDArray[np.int64]
-    _segment: int
-    _column: int
-
-    def write(self, values: Rows) -> int:
-        """Store values (float32 [k, dim]), to the nearest codes; returns how many rows were refused as not finite."""
-        if values.shape != self.values.shape:
-            raise RequestError(f"values {values.shape} for a block of {self.values.shape}")
-        return self._table._overwrite(self._addresses, self._segment, self._column, values)
 
 
 class Table:
@@ -197,7 +174,7 @@ class Table:
         optimizer raises RequestError; where it does not, writing does not either.
         """
         rates, counts, num_rows = self._checked_rates(learning_rates), np.zeros(4, np.int64), 0
-        for keys, addresses in self._blocks(bucket):
+        for keys, addresses in blocks_of(self, bucket):
             arguments = (addresses, rates, self._hyper, self._streams, step, counts, self._workspace[2], write)
             try:
                 self._kernels.sweep_rows(*self._memory[:3], *arguments)
@@ -222,12 +199,16 @@ class Table:
         Of a late segment: the rows that have it. In whole rows, a late segment that a row does not have is as initial,
         and what a block writes there is dropped.
         """
-        place, column = _ALL, 0
+        place, column = ALL, 0
         if segment is not None:
             place, chosen = self._layout.segment(segment)
             column = chosen.column
-        for keys, addresses in self._blocks(bucket, segment):
-            yield Block(keys, *self._decoded(addresses, segment), self, addresses, place, column)
+        for keys, addresses in blocks_of(self, bucket, segment):
+            try:
+                values, state = decoded(self, addresses, segment)
+            except Exception as error:
+                raise blame_optimizers(self, error, "init_state", keys[:0], self._own_rates) from error
+            yield Block(keys, values, state, self, addresses, place, column)
 
     def contains(self, keys: Keys) -> NDArray[np.bool_]:
         """bool [n]: which keys have a row."""
@@ -240,7 +221,7 @@ class Table:
         A late segment named here is made where a row does not have it; in whole rows it is passed over there.
         Raises RequestError for a wrong shape, MemoryLimitError when there is no room; both before anything is written.
         """
-        place, column, width = _ALL, 0, self._layout.width
+        place, column, width = ALL, 0, self._layout.width
         if segment is not None:
             place, chosen = self._layout.segment(segment)
             column, width = chosen.column, chosen.dim
@@ -251,7 +232,7 @@ class Table:
         if len(absent):
             self._create(keys[absent], self._own_rates)
         try:
-            with self._complete(keys, segment):
+            with self.late.complete(keys, segment):
                 refused = self._overwrite(self._locate(keys)[0], place, column, values)
         except Exception:
             self._remove(keys[absent])
@@ -264,7 +245,7 @@ class Table:
         shorter; all of one piece are of one size.
         """
         words = self._buckets.arena.words
-        for keys, addresses in self._blocks(bucket):
+        for keys, addresses in blocks_of(self, bucket):
             kind = self._layout.kinds[EARLY if addresses[0] >= index.EARLY else FULL]
             images = np.empty((len(keys), kind.image_words), np.uint32)
             index.read_images(words, addresses, images, self._layout.early_words)
@@ -364,70 +345,12 @@ class Table:
             self._remove(keys)
             raise blame_optimizers(self, error, "init_state", keys, rates) from error
 
-    def _decoded(self, addresses: NDArray[np.int64], segment: str | None) -> tuple[Rows, Floats]:
-        """float32 [n, dim], [n, state_dim]: values and state of rows, of one segment or of all."""
-        place, state_column, state_dim = self._layout.state_columns(segment)
-        columns = slice(0, self._layout.width) if segment is None else self.spec.columns()[segment]
-        values = np.empty((len(addresses), columns.stop - columns.start), np.float32)
-        state, counts = np.empty((len(addresses), state_dim), np.float32), np.zeros(4, np.int64)
-        rest = (values, state, self._own_rates, self._hyper, self._streams, *self._lone, self._workspace[2], counts)
-        try:
-            self._kernels.read_rows(*self._memory[:3], addresses, place, columns.start, state_column, *rest)
-        except Exception as error:
-            raise blame_optimizers(self, error, "init_state", np.empty(0, np.uint64), self._own_rates) from error
-        return values, state
-
-    def _state(self, addresses: NDArray[np.int64], segment: str | None) -> Floats:
-        """float32 [n, state_dim]: state of rows, of one segment or of all."""
-        return self._decoded(addresses, segment)[1]
-
-    def _blocks(self, bucket: int, segment: str | None = None) -> Iterator[tuple[Keys, NDArray[np.int64]]]:
-        """Keys and addresses of a bucket's rows in row order, at most 4096 at a time and of one kind: full ones, then
-        early ones; of a late segment only the full ones, which have it.
-        """
-        arena, table = self._buckets.arena, self._buckets.table
-        late = segment is not None and self._layout.segment(segment)[1].late
-        for kind in range(1 if late else len(self._layout.kinds)):
-            num_rows = int(table[bucket + kind * self.num_buckets, index.ROWS])
-            for first in range(0, num_rows, _BLOCK_ROWS):
-                count = min(_BLOCK_ROWS, num_rows - first)
-                keys, addresses = np.empty(count, np.uint64), np.empty(count, np.int64)
-                index.list_rows(arena.words, table, bucket, kind, first, *self._place, keys, addresses)
-                yield keys, addresses
-
-    @contextmanager
-    def _complete(self, keys: UniqueKeys, segment: str | None) -> Iterator[UniqueKeys]:
-        """All keys have rows; inside, these have the segment: they are full where it is late. Gives those that grew
-        for it, which are early again when the body raises.
-        """
-        if segment is None or not self._layout.segment(segment)[1].late:
-            yield keys[:0]
-            return
-        grown = self.late.grow(keys, self._own_rates)
-        try:
-            yield grown.keys
-        except Exception:
-            self.late.take_back(grown)
-            raise
-
-    @contextmanager
-    def _restored(self, addresses: NDArray[np.int64]) -> Iterator[None]:
-        """When the body raises, these rows are as they were."""
-        words, early_words = self._buckets.arena.words, self._layout.early_words
-        before = np.empty((len(addresses), self._layout.image_words), np.uint32)
-        index.read_images(words, addresses, before, early_words)
-        try:
-            yield
-        except Exception:
-            index.write_images(words, addresses, before, early_words)
-            raise
-
     def _overwrite(self, addresses: NDArray[np.int64], segment: int, column: int, values: Rows) -> int:
         counts, arena = np.zeros(3, np.int64), self._buckets.arena
         values = np.ascontiguousarray(values, np.float32)
         memory, rest = (arena.floats, arena.halves), (self._own_rates, self._hyper, counts, self._workspace[2])
         try:
-            with self._restored(addresses if self.may_raise else addresses[:0]):
+            with restored(arena.words, self._layout, addresses if self.may_raise else addresses[:0]):
                 self._kernels.overwrite_rows(*memory, addresses, segment, column, values, *rest)
         except Exception as error:
             raise blame_optimizers(self, error, "rebase_state", np.empty(0, np.uint64), self._own_rates) from error

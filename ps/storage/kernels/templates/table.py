@@ -301,7 +301,6 @@ def sweep_rows(words, floats, halves, addresses, learning_rates, hyper, streams,
     FLOATS,
     HALVES,
     FLOATS,
-    COUNTS,
 )
 def read_rows(
     words,
@@ -319,11 +318,10 @@ def read_rows(
     lone_floats,
     lone_halves,
     scratch,
-    counts,
 ):
     """values[i], state[i]: the decoded row, or one segment of it (its place and first columns; else -1 and 0).
 
-    What an early row has not is as it would be made. lone_*: room for one encoded row; counts[AT]: the row at work.
+    What an early row has not is as it would be made. lone_*: room for one encoded row.
     """
     words, floats, halves, addresses = borrow(words), borrow(floats), borrow(halves), borrow(addresses)
     values, state, hyper, streams = borrow(values), borrow(state), borrow(hyper), borrow(streams)
@@ -332,7 +330,6 @@ def read_rows(
     for i in range(addresses.shape[0]):
         address = addresses[i]
         base, state_base = i * values.shape[1] - column, i * state.shape[1] - state_column
-        counts[AT] = i
         if is_early(address):
             key = key_at(words, place_of(address, SHAPE))
             create_late_row(segment, lone_floats, lone_halves, 0, key, learning_rates, hyper, streams, scratch)
