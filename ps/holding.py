@@ -18,6 +18,7 @@ from ps.record import Record
 from ps.request import CheckedRequest
 from ps.routing import Routing
 from ps.spec import ClusterSpec
+from ps.storage.eviction import Evictor
 from ps.storage.table import Table
 from ps.user_modules import load_modules
 
@@ -38,6 +39,9 @@ class Holding:
         }
         self.counts = Counts()  # of all updates so far
         self.applied = {name: Applied(spec.num_buckets) for name in spec.tables}
+        self.evictions = {
+            name: Evictor(table) for name, table in self.tables.items() if table.spec.eviction is not None
+        }
 
     def warm_up(self) -> Iterator[None]:
         """Compile what the tables need, before the shard says that it is ready."""
@@ -82,6 +86,10 @@ class Holding:
             if call.keyed is not None and not self._is_owned[call.keyed.buckets].all():
                 foreign = call.keyed.buckets[~self._is_owned[call.keyed.buckets]]
                 raise WrongEpochError(f"bucket {int(foreign[0])} is not owned by shard {self.shard}")
+
+    def makes_room(self, table: str) -> bool:
+        """Whether the table, at its memory limit, has rows to evict. Says that it wants to."""
+        return table in self.evictions and self.evictions[table].ask_for_room(self.owned)
 
     def records(self) -> Iterator[Record]:
         """Every row of the owned buckets and what was applied to them, bucket by bucket."""

@@ -24,7 +24,10 @@ from ps.types import Keys
 _FULL = 0.8
 _GROWTH = 1.3
 _LEAST_CAPACITY = 64
+_SPARE_ROOM = 0.1  # part of its room that a bucket may have to spare before rows that went give memory back,
+_SPARE_INDEX = 0.6  # and how small a new index must be against the old one, to be worth building
 _MAX_RUN_BYTES = 256 << 10
+FULL, EARLY = 0, 1  # kinds of rows
 MAX_ROWS = 1 << 24  # of one bucket: an index entry has 24 bits for the row
 
 
@@ -67,6 +70,10 @@ class Buckets:
         """int64 [num_buckets], of all kinds."""
         return self._by_bucket(self.table[:, index.ROWS])
 
+    def num_rows_of(self, bucket: int, kind: int) -> int:
+        """Rows of one kind; 0 of one that the table does not have."""
+        return int(self.table[bucket + kind * self.num_buckets, index.ROWS]) if kind < len(self.layout.kinds) else 0
+
     @property
     def max_rows(self) -> int:
         """Of one bucket: a bit of the number in an index entry may say the kind."""
@@ -77,7 +84,7 @@ class Buckets:
         return self.arena.resident_units * UNIT_BYTES + self.table.nbytes
 
     def count(self, keys: Keys, kind: int) -> NDArray[np.int64]:
-        """int64 [lines]: how many of the keys belong to each line of a kind: 0 full rows, 1 early ones, -1 new ones."""
+        """int64 [lines]: how many of the keys belong to each line of a kind; -1: of new rows."""
         counts = np.zeros((len(self.layout.kinds), self.num_buckets), np.int64)
         index.count_by_bucket(keys, self.num_buckets.bit_length() - 1, counts[kind])
         return counts.reshape(-1)
@@ -114,6 +121,37 @@ class Buckets:
                 if entry[length]:
                     self.arena.release(int(entry[column]) // UNIT_WORDS, int(entry[length]) // UNIT_WORDS)
             entry[:] = 0
+
+    def shrink(self, bucket: int) -> None:
+        """Free the runs behind a bucket's last rows, and change an index that is mostly empty for a smaller one."""
+        lines = range(bucket, len(self.table), self.num_buckets)
+        rows = int(self.table[lines, index.ROWS].sum())
+        if rows == 0:
+            self.drop(bucket)
+            return
+        has_spare = [self._shrink_line(line) for line in lines]
+        if not any(has_spare):
+            return
+        entry, capacity = self.table[bucket], self._capacity(bucket, rows)
+        if capacity < _SPARE_INDEX * entry[index.CAPACITY]:
+            old, length = int(entry[index.INDEX]), int(entry[index.CAPACITY])
+            self._build_index(bucket, capacity)
+            self.arena.release(old // UNIT_WORDS, length // UNIT_WORDS)
+
+    def _shrink_line(self, line: int) -> bool:
+        """Free runs; whether the line had much to spare."""
+        entry, kind = self.table[line], self._kind(line)
+        rows, room = int(entry[index.ROWS]), int(entry[index.ROOM])
+        if rows > room - _SPARE_ROOM * room or room < kind.block_rows:
+            return False
+        blocks, runs = room // kind.block_rows, self._runs[line]
+        needed = -(-rows // kind.block_rows)
+        while runs and blocks - runs[-1][1] // kind.block_units >= needed:
+            start, units = runs.pop()
+            blocks -= units // kind.block_units
+            self.arena.release(start, units)
+        entry[index.ROOM] = blocks * kind.block_rows
+        return True
 
     def clear(self) -> None:
         """Free everything."""
@@ -194,10 +232,13 @@ class Buckets:
             entry[index.ROOM] = growth.room
         if growth.capacity:
             old, length = int(entry[index.INDEX]), int(entry[index.CAPACITY])
-            entry[index.INDEX] = arena.allocate(growth.capacity // UNIT_WORDS) * UNIT_WORDS
-            row_bits = growth.capacity.bit_length() + self.layout.has_late
-            entry[index.CAPACITY], entry[index.ROW_BITS] = growth.capacity, row_bits
-            bits = self.num_buckets.bit_length() - 1
-            index.rebuild(words, self.table, growth.line, bits, self.layout.kernels.shape)
+            self._build_index(growth.line, growth.capacity)
             if length:
                 arena.hold(old // UNIT_WORDS, length // UNIT_WORDS)
+
+    def _build_index(self, bucket: int, capacity: int) -> None:
+        """A new index of so many entries; the memory of the old one is the caller's."""
+        entry, bits = self.table[bucket], self.num_buckets.bit_length() - 1
+        entry[index.INDEX] = self.arena.allocate(capacity // UNIT_WORDS) * UNIT_WORDS
+        entry[index.CAPACITY], entry[index.ROW_BITS] = capacity, capacity.bit_length() + self.layout.has_late
+        index.rebuild(self.arena.words, self.table, bucket, bits, self.layout.kernels.shape)

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ps.storage.blame import blame_optimizers
+from ps.storage.buckets import EARLY, FULL
 from ps.storage.kernels import index
 from ps.types import Floats, UniqueKeys
 
 if TYPE_CHECKING:
     from ps.storage.table import Table
 
-FULL, EARLY = 0, 1  # kinds of rows
 _END = np.iinfo(np.int64).max  # no row stands there: behind the last one
 
 
@@ -60,22 +60,24 @@ class LateSegments:
         """Undo `grow`, to the order of rows; rows that came since are gone again."""
         self._demote(grown.keys[::-1], grown.places[::-1])
 
-    def shrink(self, keys: UniqueKeys) -> None:
+    def demote(self, keys: UniqueKeys) -> None:
         """Make the full rows of these keys, all of which have been grown since the last reservation, early again."""
         self._demote(keys, np.full(len(keys), _END))
 
     @contextmanager
-    def complete(self, keys: UniqueKeys, segment: str | None) -> Iterator[UniqueKeys]:
-        """All keys have rows; inside, these have the segment: they are full where it is late. Gives those that grew
-        for it, which are early again when the body raises.
+    def complete(
+        self, keys: UniqueKeys, addresses: NDArray[np.int64], segment: str | None
+    ) -> Iterator[tuple[UniqueKeys, NDArray[np.int64]]]:
+        """Inside, the rows of these keys (at these addresses) have the segment: they are full where it is late. Gives
+        those that grew for it, which are early again when the body raises, and the addresses of all.
         """
         table = self._table
         if segment is None or not table._layout.segment(segment)[1].late:
-            yield keys[:0]
+            yield keys[:0], addresses
             return
         grown = self.grow(keys, table._own_rates)
         try:
-            yield grown.keys
+            yield grown.keys, table._locate(keys)[0]
         except Exception:
             self.take_back(grown)
             raise
@@ -92,7 +94,7 @@ class LateSegments:
         if kind == FULL:
             self._promote(changing)
         else:
-            self.shrink(changing)
+            self.demote(changing)
 
     def _changes(self, keys: UniqueKeys, kind: int) -> NDArray[np.int64]:
         """Rows that each line of the buckets gains and loses when the rows of these keys become of this kind."""

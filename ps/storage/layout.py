@@ -1,8 +1,10 @@
 """The row layout of a table spec: offsets, kernel constants, and the numbers that the kernels take at run time.
 
-row       = key (8 bytes) values* state*         multiples of 4 bytes, little-endian, segments in spec order
-full row  = key values* state* values* state*    where there are late segments: first what is not late, then what is
-early row = key values* state*                   a full row up to its late segments: the row until it has them
+row       = key (8 bytes) metadata values* state*     multiples of 4 bytes, little-endian, segments in spec order
+full row  = key metadata values* state* values* state*     where there are late segments: the others stand before them
+early row = key metadata values* state*     a full row up to its late segments: the row until it has them
+metadata  = nothing | last_seen | last_seen shows clicks     only what admission or eviction need (TableSpec.keeps_*)
+last_seen = uint32, event time of the newest push, seconds since 1970; shows, clicks = float32, as decayed at last_seen
 values    = dim codes of the segment's codec, padded with zero bytes to a multiple of 4
 state     = float32 * state_dim of the segment's optimizer
 image     = the row without its key
@@ -25,7 +27,6 @@ from ps.storage.kernels.index import Shape
 from ps.storage.kernels.optimizers import code_of, kernel_name, state_dim
 
 _KEY_WORDS = 2
-HEAD_WORDS = 2  # before the first values
 _MAX_BLOCK_BYTES = 32 << 10
 _MAX_BLOCK_SHIFT = 8
 
@@ -86,6 +87,11 @@ class RowLayout:
         return self.kinds[1].image_words if self.has_late else 0
 
     @property
+    def metadata_words(self) -> int:
+        """0; 1: last_seen; 3: last_seen, shows, clicks."""
+        return self.kernels.metadata_words
+
+    @property
     def scratch_floats(self) -> int:
         """Values and state of one row, decoded."""
         return sum(s.dim + s.state_dim for s in self.kernels.segments)
@@ -111,6 +117,8 @@ class RowLayout:
         """Canonical text of an image: equal text means that images are interchangeable."""
         early = f", or the first {4 * self.early_words} without late segments" if self.has_late else ""
         lines = [f"image 1: {4 * self.image_words} bytes{early}, little-endian"]
+        if self.metadata_words:
+            lines.append(f"metadata: {', '.join(('last_seen', 'shows', 'clicks')[: self.metadata_words])} at 0")
         for name, s in zip(self.names, self.kernels.segments):
             lines.append(
                 f"{name!r}: {s.dim} {s.codec} at {4 * (s.value_word - _KEY_WORDS)}, "
@@ -124,8 +132,9 @@ def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
 
     Raises RequestError naming file and line of a user's optimizer that cannot be compiled.
     """
+    metadata = 3 if spec.keeps_counts else 1 if spec.keeps_time else 0
     segments, column, scratch, hyper = [], 0, 0, 0
-    words, early_stride, stride = _offsets(spec)
+    words, early_stride, stride = _offsets(spec, _KEY_WORDS + metadata)
     for name, segment in spec.segments.items():
         optimizer = segment.optimizer
         kept, code = state_dim(optimizer, segment.dim), code_of(optimizer)
@@ -149,15 +158,14 @@ def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
         hyper += 1 + len(code.pack(optimizer))
         column, scratch = column + segment.dim, scratch + segment.dim + kept
     shape = Shape(_block_shift(stride), stride, _block_shift(early_stride), early_stride)
-    return RowLayout(KernelLayout(*shape, tuple(segments), check), tuple(spec.segments), column)
+    return RowLayout(KernelLayout(*shape, tuple(segments), check, metadata), tuple(spec.segments), column)
 
 
-def _offsets(spec: TableSpec) -> tuple[dict[str, tuple[int, int]], int, int]:
-    """First words of each segment's values and state, the words of an early row (0 without late segments), and of a
-    full one.
+def _offsets(spec: TableSpec, word: int) -> tuple[dict[str, tuple[int, int]], int, int]:
+    """First words of each segment's values and state, from a word of the row on; the words of an early row (0 without
+    late segments), and of a full one.
     """
-    starts, word = dict[str, list[int]](), HEAD_WORDS
-    ends = []
+    starts, ends = dict[str, list[int]](), list[int]()
     for late in (False, True):
         group = {name: s for name, s in spec.segments.items() if (s.late is not None) == late}
         for name, segment in group.items():

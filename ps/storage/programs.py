@@ -17,7 +17,7 @@ from ps.storage.before import restored
 from ps.storage.blame import Inputs, blame
 from ps.storage.kernels import generate
 from ps.storage.reading import blocks_of, decoded
-from ps.types import Keys, Rows, UniqueKeys
+from ps.types import Keys, Rows, Seen, UniqueKeys
 
 if TYPE_CHECKING:
     from ps.storage.table import PushCounts, Table
@@ -50,29 +50,31 @@ class Programs:
         if code.digest not in self._modules:
             self._modules[code.digest] = generate.program_of(self._table._layout.kernels, code, role)
 
-    def update_keys(self, program: Program, keys: UniqueKeys, payload: Rows, step: int) -> PushCounts:
+    def update_keys(self, program: Program, keys: UniqueKeys, payload: Rows, step: int, seen: Seen) -> PushCounts:
         """update_row on the rows of keys, missing ones made first; a row that is refused is not made. An error leaves
         the table as it was.
 
         payload: float32 [n, w]. Raises MemoryLimitError before anything is written.
         """
-        table = self._table
-        absent = table._reserve_missing(keys) < 0
-        table._create(keys[absent], table._own_rates)
+        table, num_keys = self._table, len(keys)
+        addresses, made = table._rows_for(keys, seen, step)
+        present = addresses >= 0
+        keys, addresses, payload = keys[present], addresses[present], payload[present]
+        is_new = np.isin(keys, made) if len(made) else np.zeros(len(keys), np.bool_)
         refused = np.zeros(len(keys), np.bool_)
         try:
-            with table.late.complete(keys, program.segment) as grown:
-                addresses, _ = table._locate(keys)
+            with table.late.complete(keys, addresses, program.segment) as (grown, addresses):
                 with restored(table._memory[0], table._layout, addresses):
                     counts = self._run(program, keys, addresses, payload=payload, step=step, refused=refused)
         except Exception:
-            table._remove(keys[absent])
+            table._remove(keys[is_new])
+            table.created -= len(made)
             raise
-        table.late.shrink(grown[np.isin(grown, keys[refused])])
-        table._remove(keys[absent & refused])
-        made = int(np.count_nonzero(absent & ~refused))
-        table.created += made
-        return table._counted(counts[:3], made)
+        table.late.demote(grown[np.isin(grown, keys[refused])])
+        unmade = keys[is_new & refused]
+        table._remove(unmade)
+        table.created -= len(unmade)
+        return table._counted(counts[:3], len(made) - len(unmade), num_keys - len(keys))
 
     def update_bucket(self, program: Program, bucket: int, step: int, *, write: bool) -> Iterator[PushCounts]:
         """update_row on all rows of a bucket, block by block. write: False only sees whether it raises."""

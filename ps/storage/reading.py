@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ps.errors import RequestError
+from ps.storage.buckets import EARLY, FULL
 from ps.storage.kernels import index
 from ps.types import Floats, Keys, Rows
 
@@ -39,19 +40,30 @@ class Block:
         return self._table._overwrite(self._addresses, self._segment, self._column, values)
 
 
+def rows_of(table: Table, bucket: int, first: int, count: int) -> tuple[Keys, NDArray[np.int64]]:
+    """Keys and addresses of so many rows of a bucket, or as many as there are, in row order: full ones, then early."""
+    num_full = table._num_rows_of(bucket, FULL)
+    full = _rows_of_kind(table, bucket, FULL, first, count)
+    early = _rows_of_kind(table, bucket, EARLY, max(0, first - num_full), count - len(full[0]))
+    return np.concatenate([full[0], early[0]]), np.concatenate([full[1], early[1]])
+
+
 def blocks_of(table: Table, bucket: int, segment: str | None = None) -> Iterator[tuple[Keys, NDArray[np.int64]]]:
-    """Keys and addresses of a bucket's rows in row order, at most BLOCK_ROWS at a time and of one kind: full ones, then
-    early ones; of a late segment only the full ones, which have it.
-    """
+    """As `rows_of`, at most BLOCK_ROWS at a time and of one kind; of a late segment only the rows that have it."""
+    is_late = segment is not None and table._layout.segment(segment)[1].late
+    for kind in (FULL,) if is_late else (FULL, EARLY):
+        first = 0
+        while len((block := _rows_of_kind(table, bucket, kind, first, BLOCK_ROWS))[0]):
+            yield block
+            first += BLOCK_ROWS
+
+
+def _rows_of_kind(table: Table, bucket: int, kind: int, first: int, count: int) -> tuple[Keys, NDArray[np.int64]]:
+    count = max(0, min(count, table._num_rows_of(bucket, kind) - first))  # rows may have gone since the last block
+    keys, addresses = np.empty(count, np.uint64), np.empty(count, np.int64)
     words, _, _, buckets = table._memory
-    late = segment is not None and table._layout.segment(segment)[1].late
-    for kind in range(1 if late else len(table._layout.kinds)):
-        num_rows = int(buckets[bucket + kind * table.num_buckets, index.ROWS])
-        for first in range(0, num_rows, BLOCK_ROWS):
-            count = min(BLOCK_ROWS, num_rows - first)
-            keys, addresses = np.empty(count, np.uint64), np.empty(count, np.int64)
-            index.list_rows(words, buckets, bucket, kind, first, *table._place, keys, addresses)
-            yield keys, addresses
+    index.list_rows(words, buckets, bucket, kind, first, *table._place, keys, addresses)
+    return keys, addresses
 
 
 def decoded(table: Table, addresses: NDArray[np.int64], segment: str | None) -> tuple[Rows, Floats]:

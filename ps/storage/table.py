@@ -15,30 +15,37 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ps.errors import RequestError
+from ps.errors import MemoryLimitError, RequestError
+from ps.keys import bucket_of
 from ps.spec import TableSpec
 from ps.storage import layout as layouts
+from ps.storage.admission import Admission
+from ps.storage.arena import Arena
 from ps.storage.before import Before, restored
 from ps.storage.blame import blame_optimizers
-from ps.storage.buckets import Buckets
+from ps.storage.buckets import EARLY, FULL, Buckets
 from ps.storage.kernels import generate, index
-from ps.storage.late import EARLY, FULL, LateSegments
+from ps.storage.kernels.metadata import LAST_SEEN
+from ps.storage.late import LateSegments
 from ps.storage.programs import Programs
-from ps.storage.reading import ALL, Block, blocks_of, decoded
-from ps.types import Floats, Gradients, Images, Keys, Rows, UniqueKeys
+from ps.storage.reading import ALL, Block, blocks_of, decoded, rows_of
+from ps.types import NOTHING_SEEN, Floats, Gradients, Images, Keys, Rows, Seen, UniqueKeys
 
 
 class PushCounts(NamedTuple):
-    """Rows updated, rows made, and rows left as they were because their next value was not finite."""
+    """Rows updated, rows made, rows left as they were because their next value was not finite, and keys that got no
+    row: not admitted, or no room.
+    """
 
     applied: int
     created: int
     nonfinite: int
+    refused: int = 0
 
 
 class Table:
-    """One table, or the part of it in this process. Counters: saturated, nonfinite, created, deleted (rows or
-    elements so far).
+    """One table, or the part of it in this process. Counters, of rows or elements so far: saturated, nonfinite,
+    created, deleted, refused (keys that were not admitted), turned_away (keys that found no room).
     """
 
     def __init__(self, name: str, spec: TableSpec, *, seed: int, num_buckets: int, check: bool = False) -> None:
@@ -50,7 +57,7 @@ class Table:
                 f"table {name!r}: num_buckets is {num_buckets}; it must be a power of two up to {1 << 20}"
             )
         self.name, self.spec, self.num_buckets = name, spec, num_buckets
-        self.saturated = self.nonfinite = self.created = self.deleted = 0
+        self.saturated = self.nonfinite = self.created = self.deleted = self.refused = self.turned_away = 0
         self._layout = layouts.layout_of(spec, check=check)
         self._kernels = generate.kernels_of(self._layout.kernels)
         self._hyper = layouts.hyper_of(spec)
@@ -65,6 +72,7 @@ class Table:
         self._lone = (lone, lone.view(np.uint16))
         self._buckets = Buckets(name, self._layout, num_buckets, spec.memory_limit_bytes)
         self._before = Before(self._layout)
+        self.admission = Admission(name, spec, seed=seed, num_buckets=num_buckets)
         self.late = LateSegments(self)
         self.programs = Programs(self)
 
@@ -84,8 +92,10 @@ class Table:
 
     @property
     def memory_bytes(self) -> int:
-        """Memory of rows, indexes and directories, with what is reserved for rows to come."""
-        return self._buckets.memory_bytes
+        """Memory of rows, indexes and directories, with what is reserved for rows to come, and of the admission
+        sketch.
+        """
+        return self._buckets.memory_bytes + self.admission.memory_bytes
 
     @property
     def bytes_per_row(self) -> int:
@@ -118,40 +128,54 @@ class Table:
         self._kernels.pull(*self._memory, keys, self._bits, self._hyper, self._streams, out, *self._workspace)
         return out
 
-    def push(self, keys: UniqueKeys, gradients: Gradients, *, step: int, learning_rates: Floats) -> PushCounts:
-        """Apply one gradient (float32 [n, width]) to the row of each key, creating it where there is none.
+    def push(
+        self,
+        keys: UniqueKeys,
+        gradients: Gradients,
+        *,
+        step: int,
+        learning_rates: Floats,
+        seen: Seen = NOTHING_SEEN,
+    ) -> PushCounts:
+        """Apply one gradient (float32 [n, width]) to the row of each key, creating it where there is none and the key
+        is admitted; the gradient of one that is not is dropped.
 
         learning_rates: float32 [num_segments]. Keys are unique; grouped by bucket is fastest. Raises RequestError for
-        shapes that do not fit, MemoryLimitError when there is no room for new rows; both before anything is written.
+        shapes that do not fit, MemoryLimitError when there is no room for new rows; both before any row is written.
         """
         keys, gradients = np.ascontiguousarray(keys, np.uint64), np.ascontiguousarray(gradients, np.float32)
-        rates = self._checked_rates(learning_rates)
+        rates, shown = self._checked_rates(learning_rates), self._shown(keys, seen)
         if gradients.shape != (len(keys), self._layout.width):
             raise RequestError(
                 f"table {self.name!r}: gradients {gradients.shape} for {len(keys)} keys of width {self._layout.width}"
             )
+        chosen = None
         if not self._surely_fits(len(keys)):
-            self._reserve_missing(keys)
-        missing, counts, fresh = np.empty(len(keys), np.int64), np.zeros(4, np.int64), keys[:0]
+            chosen = self._admitted(keys, np.flatnonzero(self._locate(keys)[0] < 0), shown, step)
+        missing, counts, fresh = np.empty(len(keys), np.int64), np.zeros(5, np.int64), keys[:0]
         places = (missing, counts, *self._before.room(len(keys)))
-        arguments = (self._bits, rates, self._hyper, self._streams, step, *places, *self._workspace)
+        arguments = (self._bits, rates, self._hyper, self._streams, step, *places)
+        rest = (seen.event_time, self.spec.score.decay, *self._workspace)
         pushed, sent = keys, gradients
         try:
-            created = self._kernels.push(*self._memory, keys, gradients, *arguments)
-            if created:
-                absent = missing[:created].copy()
-                self._create(keys[absent], rates)
-                pushed, sent, fresh = keys[absent], gradients[absent], keys[absent]
-                self._kernels.push(*self._memory, pushed, sent, *arguments)
+            absent = self._kernels.push(*self._memory, keys, gradients, *arguments, shown, *rest)
+            if absent:
+                if chosen is None:
+                    chosen = self._admitted(keys, missing[:absent].copy(), shown, step)
+                self._create(keys[chosen], rates, seen.event_time)
+                pushed, sent, fresh = keys[chosen], gradients[chosen], keys[chosen]
+                self._kernels.push(
+                    *self._memory, pushed, sent, *arguments, shown[chosen] if len(shown) else shown, *rest
+                )
         except Exception as error:
             if not self._layout.kernels.may_raise:
                 raise
-            self._before.put_back(self._memory[0], int(counts[0]))
+            self._before.put_back(self._memory[0], int(counts[4]))
             self._remove(fresh)
             at = slice(counts[3], counts[3] + 1)
             raise blame_optimizers(self, error, "update", pushed[at], rates, step, sent[at]) from error
-        self.created += created
-        return self._counted(counts[:3], created)
+        self.created += len(fresh)
+        return self._counted(counts[:3], len(fresh), absent - len(fresh))
 
     def promote(self, keys: UniqueKeys, learning_rates: Floats | None = None) -> int:
         """Give the early rows among those of `keys` their late segments, as initial; returns how many rows got them.
@@ -173,25 +197,51 @@ class Table:
         step: as the pushes', counted from 1: Adam's bias correction uses it. write: False only sees whether a user's
         optimizer raises RequestError; where it does not, writing does not either.
         """
-        rates, counts, num_rows = self._checked_rates(learning_rates), np.zeros(4, np.int64), 0
-        for keys, addresses in blocks_of(self, bucket):
-            arguments = (addresses, rates, self._hyper, self._streams, step, counts, self._workspace[2], write)
-            try:
-                self._kernels.sweep_rows(*self._memory[:3], *arguments)
-            except Exception as error:
-                at = slice(counts[3], counts[3] + 1)
-                raise blame_optimizers(self, error, "sweep", keys[at], rates, step) from error
-            num_rows += len(addresses)
+        rates, counts = self._checked_rates(learning_rates), np.zeros(4, np.int64)
+        keys, addresses = rows_of(self, bucket, 0, self.num_rows)
+        arguments = (addresses, rates, self._hyper, self._streams, step, counts, self._workspace[2], write)
+        try:
+            self._kernels.sweep_rows(*self._memory[:3], *arguments)
+        except Exception as error:
+            at = slice(counts[3], counts[3] + 1)
+            raise blame_optimizers(self, error, "sweep", keys[at], rates, step) from error
         if write:
             self._counted(counts[:3], 0)
-        return num_rows
+        return len(addresses)
 
     def delete(self, keys: Keys) -> int:
-        """Delete the rows of these keys; returns how many existed. Changes the order of rows in their buckets."""
-        keys = np.ascontiguousarray(keys, np.uint64)
-        removed = int(index.remove(self._buckets.arena.words, self._buckets.table, keys, *self._place))
+        """Delete the rows of these keys; returns how many existed. Changes the order of rows in their buckets, and
+        gives back memory that the buckets then have to spare.
+        """
+        removed = self.remove(keys)
         self.deleted += removed
+        for bucket in np.unique(bucket_of(keys, self.num_buckets)).tolist():
+            self.shrink(bucket)
         return removed
+
+    def remove(self, keys: Keys) -> int:
+        """As `delete`, without giving memory back: `shrink` does."""
+        keys = np.ascontiguousarray(keys, np.uint64)
+        return int(index.remove(self.arena.words, self._buckets.table, keys, *self._place))
+
+    def shrink(self, bucket: int) -> None:
+        """Give back memory that a bucket has to spare."""
+        self._buckets.shrink(bucket)
+
+    @property
+    def arena(self) -> Arena:
+        """The memory that addresses of rows count in."""
+        return self._buckets.arena
+
+    def read_values(self, addresses: NDArray[np.int64], segment: str | None = None) -> Rows:
+        """float32 [n, dim]: decoded values of rows, all segments side by side or one."""
+        return decoded(self, addresses, segment)[0]
+
+    def has_segment(self, addresses: NDArray[np.int64], segment: str | None) -> NDArray[np.bool_]:
+        """bool [n]: which rows have a segment, or any (None)."""
+        is_late = segment is not None and self._layout.segment(segment)[1].late
+        found: NDArray[np.bool_] = addresses < (index.EARLY if is_late else np.iinfo(np.int64).max)
+        return found
 
     def scan(self, bucket: int, segment: str | None = None) -> Iterator[Block]:
         """Blocks of at most 4096 rows in row order: all segments side by side, or one of them. See Block.
@@ -215,10 +265,19 @@ class Table:
         present: NDArray[np.bool_] = self._locate(keys)[0] >= 0
         return present
 
-    def write_values(self, keys: UniqueKeys, values: Rows, segment: str | None = None) -> PushCounts:
-        """Set the values (float32 [n, dim]) of a segment or of whole rows, creating rows. State stays, or is initial.
+    def write_values(
+        self,
+        keys: UniqueKeys,
+        values: Rows,
+        segment: str | None = None,
+        *,
+        step: int = 0,
+        seen: Seen = NOTHING_SEEN,
+    ) -> PushCounts:
+        """Set the values (float32 [n, dim]) of a segment or of whole rows, creating rows of admitted keys. State
+        stays, or is initial. A late segment named here is made where a row does not have it; in whole rows it is passed
+        over there.
 
-        A late segment named here is made where a row does not have it; in whole rows it is passed over there.
         Raises RequestError for a wrong shape, MemoryLimitError when there is no room; both before anything is written.
         """
         place, column, width = ALL, 0, self._layout.width
@@ -228,27 +287,26 @@ class Table:
         if values.shape != (len(keys), width):
             raise RequestError(f"table {self.name!r}: values {values.shape} for {len(keys)} keys of width {width}")
         keys = np.ascontiguousarray(keys, np.uint64)
-        absent = np.flatnonzero(self._reserve_missing(keys) < 0)
-        if len(absent):
-            self._create(keys[absent], self._own_rates)
+        addresses, made = self._rows_for(keys, seen, step)
+        present = addresses >= 0
         try:
-            with self.late.complete(keys, segment):
-                refused = self._overwrite(self._locate(keys)[0], place, column, values)
+            with self.late.complete(keys[present], addresses[present], segment) as (_, addresses):
+                nonfinite = self._overwrite(addresses, place, column, values[present])
         except Exception:
-            self._remove(keys[absent])
+            self._remove(made)
+            self.created -= len(made)
             raise
-        self.created += len(absent)
-        return PushCounts(len(keys) - refused, len(absent), refused)
+        num_rows = int(np.count_nonzero(present))
+        return PushCounts(num_rows - nonfinite, len(made), nonfinite, len(keys) - num_rows)
 
     def read_images(self, bucket: int) -> Iterator[tuple[Keys, Images]]:
         """(keys, images) of at most 4096 rows at a time, in row order: full rows, then early ones, whose images are
         shorter; all of one piece are of one size.
         """
-        words = self._buckets.arena.words
         for keys, addresses in blocks_of(self, bucket):
             kind = self._layout.kinds[EARLY if addresses[0] >= index.EARLY else FULL]
             images = np.empty((len(keys), kind.image_words), np.uint32)
-            index.read_images(words, addresses, images, self._layout.early_words)
+            index.read_images(self.arena.words, addresses, images, self._layout.early_words)
             yield keys, images.view(np.uint8)
 
     def write_images(self, keys: UniqueKeys, images: Images) -> None:
@@ -270,18 +328,20 @@ class Table:
             self.late.make_room(keys, addresses, kind)
             addresses = self._locate(keys)[0]
         elif len(absent):
-            self._buckets.reserve(self._buckets.count(keys[absent], kind))
+            self._reserve(keys[absent])
         addresses[absent] = self._append(keys[absent], kind)
         words = np.ascontiguousarray(images).view(np.uint32)
-        index.write_images(self._buckets.arena.words, addresses, words, self._layout.early_words)
+        index.write_images(self.arena.words, addresses, words, self._layout.early_words)
 
     def drop_bucket(self, bucket: int) -> None:
         """Delete all rows of a bucket and give their memory back."""
         self._buckets.drop(bucket)
+        self.admission.drop_bucket(bucket)
 
     def clear(self) -> None:
         """Delete all rows and give their memory back."""
         self._buckets.clear()
+        self.admission.clear()
 
     @property
     def _memory(self) -> tuple[NDArray[np.uint32], Floats, NDArray[np.uint16], NDArray[np.int64]]:
@@ -311,32 +371,68 @@ class Table:
             and int(buckets.rows.max()) + num_keys <= buckets.max_rows
         )
 
-    def _reserve_missing(self, keys: UniqueKeys) -> NDArray[np.int64]:
-        """Room for the keys without a row; returns each key's address, -1 where there is none."""
-        addresses, missing = self._locate(keys)
-        if missing.any():
-            self._buckets.reserve(missing)
-        return addresses
-
     def _locate(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Each key's address, -1 where there is no row; and by line of the buckets how many rows are to be made."""
-        addresses, missing = np.empty(len(keys), np.int64), np.zeros(len(self._buckets.table), np.int64)
-        arena, table = self._buckets.arena, self._buckets.table
-        keys = np.ascontiguousarray(keys, np.uint64)
-        new_rows = missing[-self.num_buckets :]
-        index.locate(arena.words, table, keys, *self._place, addresses, new_rows, *self._workspace[:2])
+        """Each key's address, -1 where there is no row; and by bucket how many keys have none."""
+        addresses, missing = np.empty(len(keys), np.int64), np.zeros(self.num_buckets, np.int64)
+        keys, table = np.ascontiguousarray(keys, np.uint64), self._buckets.table
+        index.locate(self.arena.words, table, keys, *self._place, addresses, missing, *self._workspace[:2])
         return addresses, missing
 
     def _append(self, keys: UniqueKeys, kind: int) -> NDArray[np.int64]:
-        addresses = np.empty(len(keys), np.int64)
-        arena, table = self._buckets.arena, self._buckets.table
-        index.append(arena.words, table, keys, *self._place, kind, addresses, self._workspace[0])
+        addresses, table = np.empty(len(keys), np.int64), self._buckets.table
+        index.append(self.arena.words, table, keys, *self._place, kind, addresses, self._workspace[0])
         return addresses
 
-    def _create(self, keys: UniqueKeys, rates: Floats) -> None:
-        arena, scratch = self._buckets.arena, self._workspace[2]
-        self._buckets.reserve(self._buckets.count(keys, -1))
+    def _shown(self, keys: UniqueKeys, seen: Seen) -> Floats:
+        """float32 [n, 2]: shows and clicks of each key."""
+        if seen.counts is not None:
+            if seen.counts.shape != (len(keys), 2):
+                raise RequestError(f"table {self.name!r}: counts {seen.counts.shape} for {len(keys)} keys")
+            return np.ascontiguousarray(seen.counts, np.float32)
+        return np.tile(np.array([1, 0], np.float32), (len(keys) if self.spec.wants_counts else 0, 1))
+
+    def _admitted(self, keys: Keys, absent: NDArray[np.int64], shown: Floats, step: int) -> NDArray[np.int64]:
+        """Of the places of keys without a row those that get one, in their order: admitted, and there is room.
+
+        Raises MemoryLimitError when there is none, unless the table refuses then.
+        """
+        chosen = absent
+        if not self.admission.is_open:
+            mask = self.admission.admit(keys[absent], shown[absent] if len(shown) else None, step=step)
+            chosen = absent[mask]
+            self.refused += len(absent) - len(chosen)
+        try:
+            self._reserve(keys[chosen])
+        except MemoryLimitError:
+            if self.spec.when_full == "error":
+                raise
+            self.turned_away += len(chosen)
+            chosen = chosen[:0]
+        return chosen
+
+    def _rows_for(self, keys: UniqueKeys, seen: Seen, step: int) -> tuple[NDArray[np.int64], UniqueKeys]:
+        """The rows of keys, made where they are missing and admitted: their addresses, -1 where there is none, and the
+        keys of those that were made.
+        """
+        absent = np.flatnonzero(self._locate(keys)[0] < 0)
+        made = keys[self._admitted(keys, absent, self._shown(keys, seen), step)]
+        self._create(made, self._own_rates, seen.event_time)
+        self.created += len(made)
+        return self._locate(keys)[0], made
+
+    def _reserve(self, keys: UniqueKeys, kind: int = -1) -> None:
+        """Room for the rows of keys that have none; kind: of new rows."""
+        self._buckets.reserve(self._buckets.count(keys, kind))
+
+    def _create(self, keys: UniqueKeys, rates: Floats, event_time: int) -> None:
+        if not len(keys):
+            return
+        arena = self._buckets.arena
+        self._reserve(keys)
         addresses = self._append(keys, len(self._layout.kinds) - 1)
+        if self.spec.keeps_time:
+            arena.words[(addresses & index.PLACE) + LAST_SEEN] = event_time
+        scratch = self._workspace[2]
         try:
             self._kernels.create(
                 arena.floats, arena.halves, keys, addresses, rates, self._hyper, self._streams, scratch, False
@@ -344,6 +440,13 @@ class Table:
         except Exception as error:
             self._remove(keys)
             raise blame_optimizers(self, error, "init_state", keys, rates) from error
+
+    def _num_rows_of(self, bucket: int, kind: int) -> int:
+        return (
+            int(self._buckets.table[bucket + kind * self.num_buckets, index.ROWS])
+            if kind < len(self._layout.kinds)
+            else 0
+        )
 
     def _overwrite(self, addresses: NDArray[np.int64], segment: int, column: int, values: Rows) -> int:
         counts, arena = np.zeros(3, np.int64), self._buckets.arena
@@ -360,10 +463,10 @@ class Table:
         """Take back rows that were just made: the newest first, so that the others keep their order."""
         if len(keys):
             newest_first = np.ascontiguousarray(keys[::-1])
-            index.remove(self._buckets.arena.words, self._buckets.table, newest_first, *self._place)
+            index.remove(self.arena.words, self._buckets.table, newest_first, *self._place)
 
-    def _counted(self, counts: NDArray[np.int64], created: int) -> PushCounts:
+    def _counted(self, counts: NDArray[np.int64], created: int, refused: int = 0) -> PushCounts:
         applied, nonfinite, saturated = (int(count) for count in counts)
         self.saturated += saturated
         self.nonfinite += nonfinite
-        return PushCounts(applied, created, nonfinite)
+        return PushCounts(applied, created, nonfinite, refused)
