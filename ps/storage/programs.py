@@ -63,9 +63,11 @@ class Programs:
         is_new = np.isin(keys, made) if len(made) else np.zeros(len(keys), np.bool_)
         refused = np.zeros(len(keys), np.bool_)
         try:
-            with table.late.complete(keys, addresses, program.segment) as (grown, addresses):
-                with restored(table._memory[0], table._layout, addresses):
-                    counts = self._run(program, keys, addresses, payload=payload, step=step, refused=refused)
+            with (
+                table.late.complete(keys, addresses, program.segment) as (grown, addresses),
+                restored(table._memory[0], table._layout, addresses),
+            ):
+                counts = self._run(program, keys, addresses, payload=payload, step=step, refused=refused)
         except Exception:
             table._remove(keys[is_new])
             table.created -= len(made)

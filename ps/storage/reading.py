@@ -42,7 +42,7 @@ class Block:
 
 def rows_of(table: Table, bucket: int, first: int, count: int) -> tuple[Keys, NDArray[np.int64]]:
     """Keys and addresses of so many rows of a bucket, or as many as there are, in row order: full ones, then early."""
-    num_full = table._num_rows_of(bucket, FULL)
+    num_full = table._buckets.num_rows_of(bucket, FULL)
     full = _rows_of_kind(table, bucket, FULL, first, count)
     early = _rows_of_kind(table, bucket, EARLY, max(0, first - num_full), count - len(full[0]))
     return np.concatenate([full[0], early[0]]), np.concatenate([full[1], early[1]])
@@ -59,7 +59,9 @@ def blocks_of(table: Table, bucket: int, segment: str | None = None) -> Iterator
 
 
 def _rows_of_kind(table: Table, bucket: int, kind: int, first: int, count: int) -> tuple[Keys, NDArray[np.int64]]:
-    count = max(0, min(count, table._num_rows_of(bucket, kind) - first))  # rows may have gone since the last block
+    count = max(
+        0, min(count, table._buckets.num_rows_of(bucket, kind) - first)
+    )  # rows may have gone since the last block
     keys, addresses = np.empty(count, np.uint64), np.empty(count, np.int64)
     words, _, _, buckets = table._memory
     index.list_rows(words, buckets, bucket, kind, first, *table._place, keys, addresses)

@@ -23,7 +23,7 @@ from ps.storage.admission import Admission
 from ps.storage.arena import Arena
 from ps.storage.before import Before, restored
 from ps.storage.blame import blame_optimizers
-from ps.storage.buckets import EARLY, FULL, Buckets
+from ps.storage.buckets import EARLY, FULL, MAX_ROWS, Buckets
 from ps.storage.kernels import generate, index
 from ps.storage.kernels.metadata import LAST_SEEN
 from ps.storage.late import LateSegments
@@ -198,7 +198,7 @@ class Table:
         optimizer raises RequestError; where it does not, writing does not either.
         """
         rates, counts = self._checked_rates(learning_rates), np.zeros(4, np.int64)
-        keys, addresses = rows_of(self, bucket, 0, self.num_rows)
+        keys, addresses = rows_of(self, bucket, 0, MAX_ROWS)
         arguments = (addresses, rates, self._hyper, self._streams, step, counts, self._workspace[2], write)
         try:
             self._kernels.sweep_rows(*self._memory[:3], *arguments)
@@ -440,13 +440,6 @@ class Table:
         except Exception as error:
             self._remove(keys)
             raise blame_optimizers(self, error, "init_state", keys, rates) from error
-
-    def _num_rows_of(self, bucket: int, kind: int) -> int:
-        return (
-            int(self._buckets.table[bucket + kind * self.num_buckets, index.ROWS])
-            if kind < len(self._layout.kinds)
-            else 0
-        )
 
     def _overwrite(self, addresses: NDArray[np.int64], segment: int, column: int, values: Rows) -> int:
         counts, arena = np.zeros(3, np.int64), self._buckets.arena
