@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from ps.storage.kernels import index
+from ps.storage.kernels.images import read_images, write_images
 from ps.storage.layout import RowLayout
 
 
@@ -36,16 +36,16 @@ class Before:
 
     def put_back(self, words: NDArray[np.uint32], num_rows: int) -> None:
         """Undo what the kernel did to these rows."""
-        index.write_images(words, self._addresses[:num_rows], self._images[:num_rows], self._early_words)
+        write_images(words, self._addresses[:num_rows], self._images[:num_rows], self._early_words)
 
 
 @contextmanager
 def restored(words: NDArray[np.uint32], layout: RowLayout, addresses: NDArray[np.int64]) -> Iterator[None]:
     """When the body raises, these rows are as they were."""
     before = np.empty((len(addresses), layout.image_words), np.uint32)
-    index.read_images(words, addresses, before, layout.early_words)
+    read_images(words, addresses, before, layout.early_words)
     try:
         yield
     except Exception:
-        index.write_images(words, addresses, before, layout.early_words)
+        write_images(words, addresses, before, layout.early_words)
         raise

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ps.errors import MemoryLimitError
 from ps.storage.arena import UNIT_BYTES, UNIT_WORDS, Arena
-from ps.storage.kernels import index
+from ps.storage.kernels import changes, index
 from ps.storage.layout import RowKind, RowLayout
 from ps.types import Keys
 
@@ -241,4 +241,4 @@ class Buckets:
         entry, bits = self.table[bucket], self.num_buckets.bit_length() - 1
         entry[index.INDEX] = self.arena.allocate(capacity // UNIT_WORDS) * UNIT_WORDS
         entry[index.CAPACITY], entry[index.ROW_BITS] = capacity, capacity.bit_length() + self.layout.has_late
-        index.rebuild(self.arena.words, self.table, bucket, bits, self.layout.kernels.shape)
+        changes.rebuild(self.arena.words, self.table, bucket, bits, self.layout.kernels.shape)

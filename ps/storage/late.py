@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ps.storage.blame import blame_optimizers
 from ps.storage.buckets import EARLY, FULL
-from ps.storage.kernels import index
+from ps.storage.kernels import changes, index
 from ps.types import Floats, UniqueKeys
 
 if TYPE_CHECKING:
@@ -104,10 +104,10 @@ class LateSegments:
     def _promote(self, keys: UniqueKeys) -> tuple[Grown, NDArray[np.int64]]:
         words, _, _, buckets = self._table._memory
         addresses, places = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
-        index.promote(words, buckets, keys, *self._table._place, addresses, places)
+        changes.promote(words, buckets, keys, *self._table._place, addresses, places)
         return Grown(keys, places), addresses
 
     def _demote(self, keys: UniqueKeys, places: NDArray[np.int64]) -> None:
         words, _, _, buckets = self._table._memory
         keys, places = np.ascontiguousarray(keys), np.ascontiguousarray(places)
-        index.demote(words, buckets, keys, *self._table._place, places)
+        changes.demote(words, buckets, keys, *self._table._place, places)

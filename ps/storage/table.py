@@ -24,7 +24,8 @@ from ps.storage.arena import Arena
 from ps.storage.before import Before, restored
 from ps.storage.blame import blame_optimizers
 from ps.storage.buckets import EARLY, FULL, MAX_ROWS, Buckets
-from ps.storage.kernels import generate, index
+from ps.storage.kernels import changes, generate, index
+from ps.storage.kernels.images import read_images, write_images
 from ps.storage.kernels.metadata import LAST_SEEN
 from ps.storage.late import LateSegments
 from ps.storage.programs import Programs
@@ -222,7 +223,7 @@ class Table:
     def remove(self, keys: Keys) -> int:
         """As `delete`, without giving memory back: `shrink` does."""
         keys = np.ascontiguousarray(keys, np.uint64)
-        return int(index.remove(self.arena.words, self._buckets.table, keys, *self._place))
+        return int(changes.remove(self.arena.words, self._buckets.table, keys, *self._place))
 
     def shrink(self, bucket: int) -> None:
         """Give back memory that a bucket has to spare."""
@@ -306,7 +307,7 @@ class Table:
         for keys, addresses in blocks_of(self, bucket):
             kind = self._layout.kinds[EARLY if addresses[0] >= index.EARLY else FULL]
             images = np.empty((len(keys), kind.image_words), np.uint32)
-            index.read_images(self.arena.words, addresses, images, self._layout.early_words)
+            read_images(self.arena.words, addresses, images, self._layout.early_words)
             yield keys, images.view(np.uint8)
 
     def write_images(self, keys: UniqueKeys, images: Images) -> None:
@@ -331,7 +332,7 @@ class Table:
             self._reserve(keys[absent])
         addresses[absent] = self._append(keys[absent], kind)
         words = np.ascontiguousarray(images).view(np.uint32)
-        index.write_images(self.arena.words, addresses, words, self._layout.early_words)
+        write_images(self.arena.words, addresses, words, self._layout.early_words)
 
     def drop_bucket(self, bucket: int) -> None:
         """Delete all rows of a bucket and give their memory back."""
@@ -380,7 +381,7 @@ class Table:
 
     def _append(self, keys: UniqueKeys, kind: int) -> NDArray[np.int64]:
         addresses, table = np.empty(len(keys), np.int64), self._buckets.table
-        index.append(self.arena.words, table, keys, *self._place, kind, addresses, self._workspace[0])
+        changes.append(self.arena.words, table, keys, *self._place, kind, addresses, self._workspace[0])
         return addresses
 
     def _shown(self, keys: UniqueKeys, seen: Seen) -> Floats:
@@ -456,7 +457,7 @@ class Table:
         """Take back rows that were just made: the newest first, so that the others keep their order."""
         if len(keys):
             newest_first = np.ascontiguousarray(keys[::-1])
-            index.remove(self.arena.words, self._buckets.table, newest_first, *self._place)
+            changes.remove(self.arena.words, self._buckets.table, newest_first, *self._place)
 
     def _counted(self, counts: NDArray[np.int64], created: int, refused: int = 0) -> PushCounts:
         applied, nonfinite, saturated = (int(count) for count in counts)
