@@ -96,13 +96,12 @@ class Holding:
         for name, table in self.tables.items():
             layout = table.image_layout()
             for bucket in self.owned.tolist():
-                entries = self.applied[name].entries(bucket)
+                once = (self.applied[name].entries(bucket), table.admission.save(bucket))
                 for keys, images in table.read_images(bucket):
-                    yield Record(name, bucket, layout, keys, images, entries)
-                    entries = b""  # once a bucket
-                if entries:
-                    empty = np.empty((0, 0), np.uint8)
-                    yield Record(name, bucket, layout, np.empty(0, np.uint64), empty, entries)
+                    yield Record(name, bucket, layout, keys, images, *once)
+                    once = (b"", b"")
+                if any(once):
+                    yield Record(name, bucket, layout, np.empty(0, np.uint64), np.empty((0, 0), np.uint8), *once)
 
     def layouts(self) -> dict[str, str]:
         """The row layout of each table, as text."""
@@ -127,6 +126,8 @@ class Holding:
             return 0
         if record.applied:
             self.applied[record.table].load(record.bucket, record.applied, now=now)
+        if record.admission:
+            self.tables[record.table].admission.load(record.bucket, record.admission)
         if len(record.keys):
             self.tables[record.table].write_images(record.keys, record.images)
         return len(record.keys)

@@ -123,7 +123,7 @@ class Buckets:
             entry[:] = 0
 
     def shrink(self, bucket: int) -> None:
-        """Free the runs behind a bucket's last rows, and change an index that is mostly empty for a smaller one."""
+        """Free the blocks behind a bucket's last rows, and change an index that is mostly empty for a smaller one."""
         lines = range(bucket, len(self.table), self.num_buckets)
         rows = int(self.table[lines, index.ROWS].sum())
         if rows == 0:
@@ -139,18 +139,20 @@ class Buckets:
             self.arena.release(old // UNIT_WORDS, length // UNIT_WORDS)
 
     def _shrink_line(self, line: int) -> bool:
-        """Free runs; whether the line had much to spare."""
+        """Free the blocks behind a line's last row; whether it had many to spare."""
         entry, kind = self.table[line], self._kind(line)
         rows, room = int(entry[index.ROWS]), int(entry[index.ROOM])
         if rows > room - _SPARE_ROOM * room or room < kind.block_rows:
             return False
-        blocks, runs = room // kind.block_rows, self._runs[line]
-        needed = -(-rows // kind.block_rows)
-        while runs and blocks - runs[-1][1] // kind.block_units >= needed:
+        runs, surplus = self._runs[line], room // kind.block_rows - -(-rows // kind.block_rows)
+        entry[index.ROOM] -= surplus * kind.block_rows
+        while surplus:
             start, units = runs.pop()
-            blocks -= units // kind.block_units
-            self.arena.release(start, units)
-        entry[index.ROOM] = blocks * kind.block_rows
+            kept = max(0, units - surplus * kind.block_units)
+            if kept:
+                runs.append((start, kept))
+            self.arena.release(start + kept, units - kept)
+            surplus -= (units - kept) // kind.block_units
         return True
 
     def clear(self) -> None:

@@ -40,7 +40,6 @@ class Evictor:
         self._now = 0  # newest event time of the rows last sampled
         self._is_making_room = self._is_asked = False
         self._useless_below = 0  # bytes: making room came to its end here, so it waits until there are more
-        self.num_evicted = 0
 
     def evict(self, bucket: int, *, now: int) -> Iterator[int]:
         """Evict the rows of a bucket that the limits name at event time `now` (seconds); yields how many went, chunk by
@@ -58,8 +57,10 @@ class Evictor:
         wanted = self._is_asked or present >= max(_NEARLY_FULL * limit, self._useless_below + 1)
         if not wanted or not self._has_rows_to_spare(buckets):
             return None
+        # Who asked found no room for a push: what is there now is too much, whatever it is.
+        target = min(int(_ROOMY * limit), present - limit // 8 if self._is_asked else limit)
         self._is_making_room, self._is_asked = True, False
-        return self._make_room(buckets, int(_ROOMY * limit))
+        return self._make_room(buckets, target)
 
     def ask_for_room(self, buckets: NDArray[np.int64]) -> bool:
         """Whether room is being made; else it will be when `make_room` is called next, if there are rows to evict."""
@@ -113,7 +114,7 @@ class Evictor:
             spare = int(table.rows_per_bucket[bucket]) - self._least_rows
             due = np.flatnonzero(is_due(keys, addresses))[: max(0, min(left, spare))]
             gone = table.remove(keys[due])
-            self.num_evicted += gone
+            table.evicted += gone
             end, left = first, left - gone
             yield gone
         table.shrink(bucket)

@@ -46,7 +46,7 @@ class PushCounts(NamedTuple):
 
 class Table:
     """One table, or the part of it in this process. Counters, of rows or elements so far: saturated, nonfinite,
-    created, deleted, refused (keys that were not admitted), turned_away (keys that found no room).
+    created, deleted, evicted, refused (keys that were not admitted), turned_away (keys that found no room).
     """
 
     def __init__(self, name: str, spec: TableSpec, *, seed: int, num_buckets: int, check: bool = False) -> None:
@@ -58,7 +58,8 @@ class Table:
                 f"table {name!r}: num_buckets is {num_buckets}; it must be a power of two up to {1 << 20}"
             )
         self.name, self.spec, self.num_buckets = name, spec, num_buckets
-        self.saturated = self.nonfinite = self.created = self.deleted = self.refused = self.turned_away = 0
+        self.saturated = self.nonfinite = self.created = self.deleted = self.evicted = 0
+        self.refused = self.turned_away = 0
         self._layout = layouts.layout_of(spec, check=check)
         self._kernels = generate.kernels_of(self._layout.kernels)
         self._hyper = layouts.hyper_of(spec)
