@@ -159,14 +159,11 @@ def position_of(words, buckets, b, key, h, bucket_bits, shape):
 
 
 @inlined
-def _fetch(words, directory, row, block_shift, stride):
-    """Place of a row, its lines on their way; all numbers unsigned."""
-    block = U64(words[directory + (row >> U64(block_shift))])
-    place = block * U64(UNIT) + (row & U64((1 << block_shift) - 1)) * U64(stride)
+def _fetch_row(words, place, stride):
+    """Ask for the lines of a row; all numbers unsigned but stride."""
     for line in range(0, stride, 16):
         prefetch_read(words, place + U64(line))
     prefetch_read(words, place + U64(stride - 1))
-    return place
 
 
 @inlined
@@ -188,6 +185,7 @@ def search_chunk(words, buckets, keys, start, length, bucket_bits, shape, hashes
         addresses[i] = place
         prefetch_read(words, place)
     kinds, early_lines = U64(shape.early_stride != 0), U64(COLUMNS) << U64(bucket_bits)
+    block_mask, early_mask = U64((1 << shape.block_shift) - 1), U64((1 << shape.early_shift) - 1)
     for i in range(length):
         h, place = hashes[i], U64(addresses[i])
         b = bucket_of_hash(h, bucket_bits) * U64(COLUMNS)
@@ -205,12 +203,17 @@ def search_chunk(words, buckets, keys, start, length, bucket_bits, shape, hashes
             continue
         number = U64(words[place + U64(lowest_bit(hits))]) & ((U64(1) << U64(row_bits)) - U64(1))
         if shape.early_stride != 0 and number & U64(1) != U64(0):
-            directory = U64(columns[b + early_lines + U64(DIRECTORY)])
-            found = _fetch(words, directory, number >> kinds, shape.early_shift, shape.early_stride)
-            addresses[i] = found | U64(EARLY)
-        else:
-            directory = U64(columns[b + U64(DIRECTORY)])
-            addresses[i] = _fetch(words, directory, number >> kinds, shape.block_shift, shape.stride)
+            row = number >> U64(1)
+            block = U64(words[U64(columns[b + early_lines + U64(DIRECTORY)]) + (row >> U64(shape.early_shift))])
+            address = block * U64(UNIT) + (row & early_mask) * U64(shape.early_stride)
+            addresses[i] = address | U64(EARLY)
+            _fetch_row(words, address, shape.early_stride)
+            continue
+        row = number >> kinds
+        block = U64(words[U64(columns[b + U64(DIRECTORY)]) + (row >> U64(shape.block_shift))])
+        address = block * U64(UNIT) + (row & block_mask) * U64(shape.stride)
+        addresses[i] = address
+        _fetch_row(words, address, shape.stride)
 
 
 @inlined
