@@ -6,7 +6,7 @@ early row = key metadata values* state*     a full row up to its late segments: 
 metadata  = nothing | last_seen | last_seen shows clicks     only what admission or eviction need (TableSpec.keeps_*)
 last_seen = uint32, event time of the newest push, seconds since 1970; shows, clicks = float32, as decayed at last_seen
 values    = dim codes of the segment's codec, padded with zero bytes to a multiple of 4
-state     = float32 * state_dim of the segment's optimizer
+state     = state_dim codes (of the segment's optimizer) of its state codec, padded likewise
 image     = the row without its key
 """
 
@@ -21,7 +21,7 @@ from ps.errors import RequestError
 from ps.keys import hash_texts
 from ps.spec import Constant, Normal, TableSpec, Uniform
 from ps.storage.arena import UNIT_WORDS
-from ps.storage.kernels.codecs import CODECS
+from ps.storage.kernels.codecs import CODECS, STATE_CODECS
 from ps.storage.kernels.generate import KernelLayout, SegmentLayout
 from ps.storage.kernels.index import Shape
 from ps.storage.kernels.optimizers import code_of, kernel_name, state_dim
@@ -122,7 +122,7 @@ class RowLayout:
         for name, s in zip(self.names, self.kernels.segments):
             lines.append(
                 f"{name!r}: {s.dim} {s.codec} at {4 * (s.value_word - _KEY_WORDS)}, "
-                f"{s.optimizer} {s.state_dim} fp32 at {4 * (s.state_word - _KEY_WORDS)}"
+                f"{s.optimizer} {s.state_dim} {s.state_codec} at {4 * (s.state_word - _KEY_WORDS)}"
             )
         return "\n".join(lines)
 
@@ -142,6 +142,7 @@ def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
         segments.append(
             SegmentLayout(
                 codec=segment.codec,
+                state_codec=segment.state_codec,
                 initializer=segment.initializer.name,
                 optimizer=kernel_name(optimizer),
                 code=code,
@@ -173,7 +174,7 @@ def _offsets(spec: TableSpec, word: int) -> tuple[dict[str, tuple[int, int]], in
             word += CODECS[segment.codec].words(segment.dim)
         for name, segment in group.items():
             starts[name].append(word)
-            word += state_dim(segment.optimizer, segment.dim)
+            word += STATE_CODECS[segment.state_codec].words(state_dim(segment.optimizer, segment.dim))
         ends.append(word)
     early, full = ends
     return {name: (values, state) for name, (values, state) in starts.items()}, early if full > early else 0, full
@@ -200,8 +201,11 @@ def hyper_of(spec: TableSpec) -> NDArray[np.float64]:
 
 
 def streams_of(table: str, spec: TableSpec, seed: int) -> NDArray[np.uint64]:
-    """uint64 [2 * segments]: per segment the random streams of initial values and of rounding, from seed and names."""
-    texts = [f"{seed}\0{table}\0{name}\0{purpose}" for name in spec.segments for purpose in ("initial", "rounding")]
+    """uint64 [3 * segments]: per segment the random streams of initial values, of rounding, and of rounding its state,
+    from seed and names.
+    """
+    purposes = ("initial", "rounding", "rounding of state")
+    texts = [f"{seed}\0{table}\0{name}\0{purpose}" for name in spec.segments for purpose in purposes]
     return hash_texts(texts)
 
 

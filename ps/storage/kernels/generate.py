@@ -34,6 +34,7 @@ class SegmentLayout:
     """
 
     codec: str
+    state_codec: str
     initializer: str
     optimizer: str
     code: RowCode
@@ -116,6 +117,7 @@ def _segment_text(ordinal: int, segment: SegmentLayout, check: bool) -> str:
     name = row_functions.provide(segment.code, check=check)
     lines = [
         f"from {_KERNELS}.codecs import {segment.codec} as codec",
+        f"from {_KERNELS}.codecs import {segment.state_codec} as state_codec",
         f"from {_KERNELS}.initializers import {segment.initializer} as initialize",
         f"from {_KERNELS}.row_functions import provided",
         f"functions = provided({name!r})",
