@@ -28,14 +28,24 @@ def decay_between(decay, earlier, later):
 
 
 @inlined
-def touch(words, floats, address, shows, clicks, now, decay, keeps_counts):
-    """A push at time `now` (int64 seconds) with so many shows and clicks."""
+def touch(words, floats, address, shows, clicks, now, score):
+    """A push at time `now` (int64 seconds) with so many shows and clicks. score: decay, weights of a show and a click.
+
+    Returns the row's score, float64.
+    """
     last = np.int64(words[address + LAST_SEEN])
-    if keeps_counts:
-        factor = decay_between(decay, last, now)
-        floats[address + SHOWS] = floats[address + SHOWS] * factor + shows
-        floats[address + CLICKS] = floats[address + CLICKS] * factor + clicks
-    if now > last:
+    factor = decay_between(score[0], last, now)
+    shows += floats[address + SHOWS] * factor
+    clicks += floats[address + CLICKS] * factor
+    floats[address + SHOWS], floats[address + CLICKS] = shows, clicks
+    touch_time(words, address, now)
+    return score[1] * (np.float64(shows) - np.float64(clicks)) + score[2] * np.float64(clicks)
+
+
+@inlined
+def touch_time(words, address, now):
+    """A push at time `now`."""
+    if now > np.int64(words[address + LAST_SEEN]):
         words[address + LAST_SEEN] = np.uint32(now)
 
 
