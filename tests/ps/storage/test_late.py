@@ -128,7 +128,7 @@ rest = ["pull", "delete", "write", "scale", "sweep", "drop", "copy", "put_back",
 actions = st.lists(st.tuples(st.sampled_from(often * 2 + rest), keys_of_a_call), max_size=14)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(actions=actions, num_buckets=st.sampled_from([1, 8]))
 def test_random_calls(actions, num_buckets):
     play = Play(num_buckets)
