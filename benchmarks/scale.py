@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,9 @@ def costs(rows: int, rounds: int) -> dict[str, float]:
         raw = numbers.astype(np.uint64)
         keys, _, _ = unique_by_bucket(rng.integers(0, rows, BATCH).astype(np.uint64), NUM_BUCKETS)
         actions: dict[str, tuple[int, Callable[[], Any]]] = {
-            "pull": (BATCH, lambda: table.pull(raw, pulled)),
-            "push": (len(keys), lambda: table.push(keys, gradients[: len(keys)], step=step, learning_rates=RATES)),
-            "gather": (BATCH, lambda: np.take(dense, numbers, axis=0, out=taken, mode="clip")),
+            "pull": (BATCH, partial(table.pull, raw, pulled)),
+            "push": (len(keys), partial(table.push, keys, gradients[: len(keys)], step=step, learning_rates=RATES)),
+            "gather": (BATCH, partial(np.take, dense, numbers, axis=0, out=taken, mode="clip")),
         }
         for name, (count, action) in sorted(actions.items(), reverse=step % 2 == 0):
             started = time.process_time()

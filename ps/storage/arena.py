@@ -26,6 +26,7 @@ UNIT_WORDS = 64
 UNIT_BYTES = 4 * UNIT_WORDS
 _FLOOR_BYTES = 64 << 20
 _HUGE_ROWS_FROM, _HUGE_INDEXES_FROM = 64 << 20, 16 << 20  # bytes
+_COLLAPSED_AT_ONCE, _COLLAPSED_EVERY = 8 << 20, 1 << 20  # bytes: so much as rows grow by so much; the rest waits
 _MAP_NORESERVE = 0x4000
 _MADV_COLLAPSE = 25  # Linux 6.1; makes huge pages of what was touched before
 
@@ -62,6 +63,7 @@ class Arena:
         self._bottom, self._top = 1, self.num_units  # what lies between was never used, or is free again
         self._free_rows, self._free_indexes = _Free(), _Free()
         self._huge_rows = self._huge_indexes = False
+        self._collapsed, self._next_collapse = 0, _HUGE_ROWS_FROM  # bytes, from the bottom
 
     def room_for(self, units: int) -> bool:
         """Whether extents of so many units in all can be given out."""
@@ -80,10 +82,12 @@ class Arena:
         self.used_units += units
         if not self._huge_rows and self._bottom * UNIT_BYTES >= _HUGE_ROWS_FROM:
             self._huge_rows = True
-            self._advise_huge_pages(0, len(self._map) // 2, self._bottom * UNIT_BYTES)
+            self._advise_huge_pages(0, len(self._map) // 2)
+        if self._collapsed < _HUGE_ROWS_FROM and self._bottom * UNIT_BYTES >= self._next_collapse:
+            self._collapse()
         if not self._huge_indexes and (self.num_units - self._top) * UNIT_BYTES >= _HUGE_INDEXES_FROM:
             self._huge_indexes = True
-            self._advise_huge_pages(len(self._map) // 2, len(self._map) - len(self._map) // 2, 0)
+            self._advise_huge_pages(len(self._map) // 2, len(self._map) - len(self._map) // 2)
         return start
 
     def release(self, start: int, units: int) -> None:
@@ -112,13 +116,20 @@ class Arena:
             self._map.madvise(mmap.MADV_DONTNEED, top, len(self._map) - top)
         self._begin()
 
-    def _advise_huge_pages(self, start: int, length: int, touched: int) -> None:
-        """For a part of the memory, whose first `touched` bytes have pages already."""
+    def _advise_huge_pages(self, start: int, length: int) -> None:
+        """For what of a part of the memory is touched from now on."""
         page = mmap.PAGESIZE
         with contextlib.suppress(OSError):  # a kernel without huge pages is only slower
             self._map.madvise(mmap.MADV_HUGEPAGE, start // page * page, length // page * page)
-            if touched:
-                self._map.madvise(_MADV_COLLAPSE, start, touched // page * page)
+
+    def _collapse(self) -> None:
+        """Huge pages for the next piece of the rows that came before the advice. It copies them, at about a millisecond
+        a megabyte: no request is to wait for all.
+        """
+        with contextlib.suppress(OSError):
+            self._map.madvise(_MADV_COLLAPSE, self._collapsed, _COLLAPSED_AT_ONCE)
+        self._collapsed += _COLLAPSED_AT_ONCE
+        self._next_collapse = self._bottom * UNIT_BYTES + _COLLAPSED_EVERY
 
 
 def _page_of(unit: int) -> int:

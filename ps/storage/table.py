@@ -119,7 +119,9 @@ class Table:
 
     def warm_up(self) -> None:
         """Nothing is compiled after construction; this runs each kernel's code once so that its pages are in memory."""
-        self.pull(np.zeros(1, np.uint64))
+        keys = np.zeros(1, np.uint64)
+        self.pull(keys)
+        bucket_of(keys, self.num_buckets)  # what every message of keys is checked with
 
     def pull(self, keys: Keys, out: Rows | None = None) -> Rows:
         """float32 [n, width]: rows of any keys, duplicates too; initial values where there is none. Writes nothing.
