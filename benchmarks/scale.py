@@ -3,13 +3,14 @@
     python benchmarks/scale.py [--json] [--quick] [--rows N ...] [--rounds N] [--markdown FILE]
     python benchmarks/scale.py --big [--rows 200000000] --folder FOLDER      20 GiB of memory, 7 GB of disk, minutes
 
-    pull     Table.pull of 106,496 uniform keys that have rows
-    push     Table.push of as many, unique and grouped by bucket: find, row-wise AdaGrad, round
-    gather   np.take of as many rows of the same bytes, out of one dense array
+    pull             Table.pull of 106,496 uniform keys that have rows
+    pull by bucket   the same of unique keys grouped by bucket, as a shard gets them from a client
+    push             Table.push of such: find, row-wise AdaGrad, round
+    gather           np.take of as many rows of the same bytes, out of one dense array
 
-Rows have dim 8 in bf16. Times are CPU time, the median over rounds, in which the three take turns. Cost grows with
+Rows have dim 8 in bf16. Times are CPU time, the median over rounds, in which they take turns. Cost grows with
 caches and address translation whatever one does, so the claim is about growth over the smallest size beside the
-gather's: `ratio_growth_{pull,push}` at the largest.
+gather's: `ratio_growth_{pull,pull_by_bucket,push}` at the largest.
 
 --big: a shard with one table whose rows keep their last push. Load (pushes of new keys), pull, push, save to FOLDER,
 restore from there, evict the half that is old, once; wall seconds and resident memory after each. Start-up of a shard
@@ -63,20 +64,21 @@ def fill(table: Table, first: int, end: int, event_time: int = 0) -> None:
 
 
 def costs(rows: int, rounds: int) -> dict[str, float]:
-    """Nanoseconds a key of pull, push and gather."""
+    """Nanoseconds a key, by what is done."""
     spec = TableSpec.model_validate({"segments": {"e": SEGMENT}})
     table = Table("t", spec, seed=0, num_buckets=NUM_BUCKETS)
     fill(table, 0, rows)
     dense = np.ones((rows, table.bytes_per_row // 4), np.uint32)
     taken, pulled = np.empty((BATCH, dense.shape[1]), np.uint32), np.empty((BATCH, DIM), np.float32)
     gradients, rng = np.ones((BATCH, DIM), np.float32), np.random.default_rng(0)
-    times: dict[str, list[float]] = {"pull": [], "push": [], "gather": []}
+    times: dict[str, list[float]] = {"pull": [], "pull_by_bucket": [], "push": [], "gather": []}
     for step in range(rounds + 2):
         numbers = rng.integers(0, rows, BATCH)
         raw = numbers.astype(np.uint64)
         keys, _, _ = unique_by_bucket(rng.integers(0, rows, BATCH).astype(np.uint64), NUM_BUCKETS)
         actions: dict[str, tuple[int, Callable[[], Any]]] = {
             "pull": (BATCH, partial(table.pull, raw, pulled)),
+            "pull_by_bucket": (len(keys), partial(table.pull, keys, pulled[: len(keys)])),
             "push": (len(keys), partial(table.push, keys, gradients[: len(keys)], step=step, learning_rates=RATES)),
             "gather": (BATCH, partial(np.take, dense, numbers, axis=0, out=taken, mode="clip")),
         }
@@ -95,7 +97,7 @@ def curve(sizes: list[int], rounds: int) -> dict[str, Any]:
     return {
         "nanoseconds_per_key": by_rows,
         **{f"growth_{name}": round(value, 2) for name, value in growth.items()},
-        **{f"ratio_growth_{verb}": round(growth[verb] / growth["gather"], 3) for verb in ("pull", "push")},
+        **{f"ratio_growth_{verb}": round(growth[verb] / growth["gather"], 3) for verb in growth if verb != "gather"},
     }
 
 
@@ -195,11 +197,16 @@ def markdown(results: dict[str, Any]) -> str:
         for name, step in results["steps"].items():
             lines.append(f"| {name} | {step['seconds']} | {step['resident_gib']} | {step['rows']:,} |")
         return "\n".join(lines) + "\n"
-    lines = ["| rows | pull, ns a key | push | gather |", "|---|---|---|---|"]
+    names = ("pull", "pull_by_bucket", "push", "gather")
+    lines = [
+        f"| rows | {' | '.join(f'{name}, ns a key'.replace('_', ' ') for name in names)} |",
+        "|---|---|---|---|---|",
+    ]
     for rows, each in results["nanoseconds_per_key"].items():
-        lines.append(f"| {rows:,} | {each['pull']} | {each['push']} | {each['gather']} |")
-    lines.append("| growth | {growth_pull} | {growth_push} | {growth_gather} |".format(**results))
-    lines.append("| beside the gather's | **{ratio_growth_pull}** | **{ratio_growth_push}** | 1 |".format(**results))
+        lines.append(f"| {rows:,} | {' | '.join(str(each[name]) for name in names)} |")
+    lines.append(f"| growth | {' | '.join(str(results[f'growth_{name}']) for name in names)} |")
+    beside = " | ".join(f"**{results[f'ratio_growth_{name}']}**" for name in names[:3])
+    lines.append(f"| beside the gather's | {beside} | 1 |")
     cold, warm = results["start_up_seconds_cold"], results["start_up_seconds_warm"]
     lines += ["", f"Start-up of a shard, table of two segments: {cold} s compiling, {warm} s loading compiled code."]
     return "\n".join(lines) + "\n"
