@@ -25,7 +25,7 @@ from ps.errors import MemoryLimitError
 UNIT_WORDS = 64
 UNIT_BYTES = 4 * UNIT_WORDS
 _FLOOR_BYTES = 64 << 20
-_HUGE_ROWS_FROM, _HUGE_INDEXES_FROM = 64 << 20, 16 << 20  # bytes
+_HUGE_ROWS_FROM, _HUGE_INDEXES_FROM = 64 << 20, 24 << 20  # bytes
 _COLLAPSED_AT_ONCE, _COLLAPSED_EVERY = 8 << 20, 1 << 20  # bytes: so much as rows grow by so much; the rest waits
 _MAP_NORESERVE = 0x4000
 _MADV_COLLAPSE = 25  # Linux 6.1; makes huge pages of what was touched before

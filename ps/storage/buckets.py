@@ -2,7 +2,7 @@
 
 Blocks come in runs that belong to one bucket and grow with it (about a thirty-second of its rows, at most 256 KiB), so
 growth copies no row and a bucket is freed whole; only less than one block is copied when it grows. An index grows
-by 1.15 when it is 4/5 full; where in that cycle a bucket stands is staggered over the buckets, so that they do not
+by 1.15 when it is 82 % full; where in that cycle a bucket stands is staggered over the buckets, so that they do not
 all grow in one push. Where there are late segments, a bucket's full rows and its early ones have blocks of their own,
 and the index is for both. Not thread-safe.
 """
@@ -21,7 +21,7 @@ from ps.storage.kernels import changes, index
 from ps.storage.layout import RowKind, RowLayout
 from ps.types import Keys
 
-_FULL = 0.8
+_FULL = 0.82
 _GROWTH = 1.15
 _LEAST_CAPACITY = 64
 _SPARE_ROOM = 0.1  # part of its room that a bucket may have to spare before rows that went give memory back,
