@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
-import yaml
 
 from ps.errors import RequestError, WeirError
 from workers.config import load_config
+from workers.text import as_yaml
 from workers.training.runs import InterruptedRunError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -27,6 +27,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a setting, as in data.root=/data")
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+Slots = Annotated[bool, typer.Option("--slots", help="also rows, bytes, norms and coverage of every slot")]
 Local = Annotated[bool, typer.Option("--local", help="shards inside this process; needs no Ray")]
 
 
@@ -58,13 +59,15 @@ def evaluate(
 def inspect(
     path: Annotated[Path, typer.Argument(help="a checkpoint directory", show_default=False)],
     key: Annotated[str | None, typer.Option(help="FIELD=VALUE: show the row of one value", show_default=False)] = None,
+    slots: Slots = False,
     as_json: Json = False,
 ) -> None:
     """What a checkpoint holds: tables, rows, bytes, slots; verifies checksums; or one row."""
     from workers.inspect import inspect as run
+    from workers.slots import shown
 
-    with _answering(as_json) as answer:
-        answer(run(path, key))
+    with _answering(as_json, shown) as answer:
+        answer(run(path, key, slots=slots))
 
 
 @app.command()
@@ -86,24 +89,29 @@ def down(config: ConfigPath, overrides: Overrides = None, as_json: Json = False)
 
 
 @app.command()
-def status(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
+def status(config: ConfigPath, overrides: Overrides = None, slots: Slots = False, as_json: Json = False) -> None:
     """Shards, rows, bytes, queues of the recipe's long-lived cluster."""
+    from workers.slots import shown, with_live_slots
     from workers.training.cluster import status as run
 
-    with _answering(as_json) as answer:
-        answer(run(load_config(config, overrides or [])))
+    with _answering(as_json, shown) as answer:
+        recipe = load_config(config, overrides or [])
+        answer(with_live_slots(run(recipe), recipe) if slots else run(recipe))
 
 
 @contextmanager
-def _answering(as_json: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A place to put the result; an error becomes one clear line on stderr and the exit status that belongs to it.
+def _answering(
+    as_json: bool, shown: Callable[[dict[str, Any]], str] = as_yaml
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A place to put the result, which `shown` makes text of; an error becomes one clear line on stderr and
+    the exit status that belongs to it.
 
     Whatever else prints, such as Ray's threads, goes to stderr: stdout is the result's.
     """
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):
         try:
-            yield lambda result: _print(result, stdout if as_json else None)
+            yield lambda result: _print(result, shown, stdout if as_json else None)
         except RequestError as error:
             _fail(str(error), 2)
         except InterruptedRunError as error:
@@ -119,21 +127,11 @@ def _fail(message: str, status: int) -> None:
     raise typer.Exit(status)
 
 
-def _print(result: dict[str, Any], json_to: TextIO | None) -> None:
+def _print(result: dict[str, Any], shown: Callable[[dict[str, Any]], str], json_to: TextIO | None) -> None:
     if json_to is not None:
         print(json.dumps(result), file=json_to, flush=True)
-        return
-    text = yaml.safe_dump(_readable(result), sort_keys=False, allow_unicode=True, width=120)
-    print(text, file=sys.stderr, end="")
-
-
-def _readable(value: Any) -> Any:
-    """Floats at six digits, for a person."""
-    if isinstance(value, dict):
-        return {name: _readable(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_readable(each) for each in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    else:
+        print(shown(result), file=sys.stderr, end="")
 
 
 def main() -> None:

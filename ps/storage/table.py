@@ -124,6 +124,13 @@ class Table:
         self._kernels.pull(*self._memory, keys, self._bits, self._hyper, self._streams, out, *self._workspace)
         return out
 
+    def initial_values(self, keys: Keys) -> Rows:
+        """float32 [n, width]: what rows of these keys read as before they exist, whether they do or not."""
+        keys, out = np.ascontiguousarray(keys, np.uint64), np.empty((len(keys), self._layout.width), np.float32)
+        memory = (*self._memory[:3], np.zeros((1, index.COLUMNS), np.int64))  # one bucket, without rows
+        self._kernels.pull(*memory, keys, 0, self._hyper, self._streams, out, *self._workspace)
+        return out
+
     def push(self, keys: UniqueKeys, gradients: Gradients, *, step: int, learning_rates: Floats) -> PushCounts:
         """Apply one gradient (float32 [n, width]) to the row of each key, creating it where there is none.
 
@@ -198,8 +205,10 @@ class Table:
         if segment is not None:
             place, chosen = self._layout.segment(segment)
             column, width, state_word, state_dim = chosen.column, chosen.dim, chosen.state_word, chosen.state_dim
-        for first in range(0, int(self._buckets.rows[bucket]), _BLOCK_ROWS):
+        first = 0
+        while first < self._buckets.rows[bucket]:  # asked anew for each block: rows may go while this is suspended
             keys, addresses = self._rows_of(bucket, first, _BLOCK_ROWS)
+            first += _BLOCK_ROWS
             arena, values = self._buckets.arena, np.empty((len(keys), width), np.float32)
             self._kernels.read_rows(arena.floats, arena.halves, addresses, place, column, values)
             state = self._state(addresses, state_word, state_dim)
