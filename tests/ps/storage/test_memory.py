@@ -1,7 +1,5 @@
 """What a table costs, what it gives back, and what happens at its limit."""
 
-import mmap
-
 import numpy as np
 import pytest
 
@@ -10,6 +8,7 @@ from ps.keys import bucket_of
 from ps.spec import TableSpec
 from ps.storage.arena import Arena
 from ps.storage.table import Table
+from tests.ps.storage.resident import resident_bytes
 
 MIB = 1 << 20
 ONE = np.ones(1, np.float32)
@@ -29,11 +28,6 @@ def fill(table, first, count, step=1):
     return table.push(keys, np.ones((count, width), np.float32), step=step, learning_rates=ONE)
 
 
-def resident_kib():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * mmap.PAGESIZE // 1024
-
-
 def test_small_tables_are_small():
     table = table_of()
     assert table.memory_bytes <= MIB
@@ -47,9 +41,9 @@ def test_small_tables_are_small():
 
 def test_an_empty_table_touches_little_memory():
     table_of()  # its kernels are loaded
-    before = resident_kib()
+    before = resident_bytes()
     tables = [table_of() for _ in range(20)]
-    assert resident_kib() - before < 20 * 1024
+    assert resident_bytes() - before < 20 * MIB
     assert len(tables) == 20
 
 
