@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -19,7 +20,7 @@ from ps import control
 from ps.cache import HotCache
 from ps.checkpoint import write_manifest
 from ps.errors import RequestError, UnavailableError
-from ps.lookup import Lookup, check_payload, check_psfunc, check_rows, learning_rates, prepare, table_spec
+from ps.lookup import Lookup, check_payload, check_psfunc, check_rows, count_shown, learning_rates, prepare, table_spec
 from ps.messages import READ, Execute, Identity, Pull
 from ps.options import ClientOptions
 from ps.psfunc import Counts, Kind, Psfunc
@@ -31,7 +32,7 @@ from ps.spec import ClusterSpec
 from ps.storage.unique import sum_by_key
 from ps.tally import Tally
 from ps.transport import Transport
-from ps.types import Gradients, Keys, Rows
+from ps.types import Floats, Gradients, Keys, Rows
 from ps.unsettled import Unsettled
 from ps.wire import weir_pb2 as pb
 from ps.wire.arrays import DTYPES, ITEM_BYTES
@@ -102,18 +103,38 @@ class Client:
         return rows
 
     def push(
-        self, table: str, keys: Keys, gradients: Gradients, *, step: int, learning_rate: Rates | None = None
+        self,
+        table: str,
+        keys: Keys,
+        gradients: Gradients,
+        *,
+        step: int,
+        learning_rate: Rates | None = None,
+        shows: Floats | None = None,
+        clicks: Floats | None = None,
+        event_time: float | None = None,
     ) -> Future[Counts]:
         """Send gradients, float32 [n, width], of keys, uint64 [n]; those of duplicates are summed.
 
-        Raises RequestError for a wrong shape, NonFiniteError for a NaN or an infinity unless `on_nonfinite: skip_row`.
+        shows, clicks: float32 [n], for a table that wants them; default: each key was shown once, not clicked.
+        event_time: seconds since 1970; default: now. Raises RequestError for a wrong shape, NonFiniteError for a NaN or
+        an infinity unless `on_nonfinite: skip_row`.
         """
         lookup = self.prepare({table: keys})
         rows = check_rows(self.spec, table, gradients, len(lookup.inverse[table]))
         rates = learning_rates(self.spec, table, learning_rate)
+        counts = count_shown(self.spec, table, lookup, shows, clicks)
         self._begin()
         sums = sum_by_key(rows, lookup.inverse[table], len(lookup.keys[table]))
-        return self._pusher.push(lookup, {table: sums}, step, {table: rates}, lambda counts: counts[table])
+        return self._pusher.push(
+            lookup,
+            {table: sums},
+            {} if counts is None else {table: counts},
+            step=step,
+            event_time=self._event_time(event_time),
+            rates={table: rates},
+            result=lambda counts: counts[table],
+        )
 
     def update(
         self,
@@ -124,10 +145,11 @@ class Client:
         *,
         step: int = 0,
         learning_rate: Rates | None = None,
+        event_time: float | None = None,
     ) -> Any:
         """Run an update psfunc on keys, or on all rows, after all own pushes, and return its merged result.
 
-        payload: float32 [n, w], a row for each key, which then must be unique.
+        payload: float32 [n, w], a row for each key, which then must be unique. event_time: as of `push`.
         """
         lookup = self._check_execute(table, psfunc, "update", keys, payload is not None)
         rows = None if lookup is None or payload is None else check_payload(self.spec, table, psfunc, lookup, payload)
@@ -137,7 +159,8 @@ class Client:
             return Execute(table, psfunc, identity, lookup, rows, rates)
 
         self._unsettled.block()  # messages on their way together may arrive in either order
-        result = self._unsettled.start(step, make, Execute.merge).wait()
+        when = self._event_time(event_time)
+        result = self._unsettled.start(step, make, Execute.merge, event_time=when).wait()
         self._forget_cached(table)
         return result
 
@@ -200,17 +223,28 @@ class Client:
         *,
         step: int,
         learning_rates: Mapping[str, Rates] | None = None,
+        clicks: Mapping[str, Floats] | None = None,
+        event_time: float | None = None,
     ) -> Future[dict[str, Counts]]:
-        """Send gradients, float32 [u, width] by table, of lookup.keys. A table without gradients is left out."""
-        rows, rates = {}, {}
+        """Send gradients, float32 [u, width] by table, of lookup.keys. A table without gradients is left out.
+
+        clicks: float32 [n] by table, of each raw key of the lookup; tables that want none are passed over. Shows are
+        how often a key stands in the batch. event_time: as of `push`.
+        """
+        rows, rates, shown = {}, {}, {}
         for table, given in gradients.items():
             table_spec(self.spec, table)
             if table not in lookup.keys:
                 raise RequestError(f"gradients of table {table!r}, whose keys are not in the lookup")
             rows[table] = check_rows(self.spec, table, given, len(lookup.keys[table]))
             rates[table] = _learning_rates(self.spec, table, (learning_rates or {}).get(table))
+            if self.spec.tables[table].wants_counts:
+                counts = count_shown(self.spec, table, lookup, None, (clicks or {}).get(table))
+                assert counts is not None
+                shown[table] = counts
         self._begin()
-        return self._pusher.push(lookup, rows, step, rates, dict)
+        when = self._event_time(event_time)
+        return self._pusher.push(lookup, rows, shown, step=step, event_time=when, rates=rates, result=dict)
 
     def settle(self, staleness: int) -> None:
         """Wait until at most `staleness` own pushes are unacknowledged (-1: do not wait), and raise what failed.
@@ -305,6 +339,13 @@ class Client:
         except Exception:
             if error is None:  # else the error of the block is the one to show
                 raise
+
+    def _event_time(self, given: float | None) -> int:
+        """Whole seconds. Raises RequestError for what is no time."""
+        seconds = time.time() if given is None else given
+        if not 0 <= seconds < 1 << 32:
+            raise RequestError(f"event_time is {seconds}; it must be seconds since 1970, below 2^32")
+        return int(seconds)
 
     def _begin(self) -> None:
         if self._closed:

@@ -50,6 +50,13 @@ class Envelope:
         else:
             encode_into(values, dtype, self._take(ITEM_BYTES[dtype] * values.size, call.shared_payload))
 
+    def put_counts(self, call: pb.Call, counts: Floats) -> None:
+        """counts: float32 [n, 2]."""
+        if self._buffer is None:
+            call.counts = encode_floats(counts, pb.FLOAT32)
+        else:
+            encode_into(counts, pb.FLOAT32, self._take(4 * counts.size, call.shared_counts))
+
     def expect(self, call: pb.Call, num_bytes: int) -> None:
         """Room for the payload of the reply."""
         if self._buffer is not None:
@@ -103,6 +110,13 @@ class Reader:
         shared = self._bytes(call.shared_payload)
         shared.flags.writeable = False
         return shared
+
+    def counts(self, call: pb.Call) -> bytes | Bytes:
+        """A copy where they lie in shared memory, as keys."""
+        if not call.HasField("shared_counts"):
+            return call.counts
+        self._only(call.counts, "shows and clicks")
+        return self._bytes(call.shared_counts).copy()
 
     def room(self, call: pb.Call) -> Bytes | None:
         """Where the reply's payload may be put."""

@@ -21,8 +21,8 @@ from ps.errors import RequestError, WeirError
 from ps.holding import Holding
 from ps.psfunc import Answer, BucketNumbers, Counts, Psfunc, Running, Task
 from ps.request import CheckedCall, CheckedRequest, Keyed
-from ps.synchronous import global_batch
-from ps.types import Gradients, Rows
+from ps.synchronous import RankPart, global_batch
+from ps.types import Floats, Gradients, Rows, Seen
 from ps.wire import weir_pb2 as pb
 from ps.wire.arrays import ITEM_BYTES, encode_floats, encode_into
 
@@ -38,6 +38,7 @@ class _Planned:
     payload: Gradients | None
     buckets: BucketNumbers
     counts: Counts
+    shown: Floats | None = None  # shows and clicks of the keys
 
     @property
     def is_empty(self) -> bool:
@@ -50,7 +51,7 @@ def execute(holding: Holding, request: CheckedRequest, *, now: float) -> Generat
     holding.check_routing(request)
     plans = [_plan(holding, request, call) for call in request.calls]
     identity = (request.client, request.sequence)
-    return (yield from _run(holding, plans, request.step, [identity], now))
+    return (yield from _run(holding, plans, request.step, request.event_time, [identity], now))
 
 
 def is_new(holding: Holding, request: CheckedRequest) -> bool:
@@ -79,7 +80,8 @@ def execute_group(
     merged = [_merge(holding, parts, len(requests)) for parts in pushes.values()]
     plans = merged + sweeps
     identities = [(request.client, request.sequence) for request in requests]
-    reply = yield from _run(holding, plans, requests[0].step, identities, now)
+    event_time = max(request.event_time for request in requests)
+    reply = yield from _run(holding, plans, requests[0].step, event_time, identities, now)
     by_call = {
         (plan.call.table, plan.call.psfunc.name): result for plan, result in zip(plans, reply.results, strict=True)
     }
@@ -106,7 +108,11 @@ def _merge(holding: Holding, parts: list[_Planned], world: int) -> _Planned:
     """The pushes of one table as one push of the global batch. A rank may have none: it has no keys there."""
     call, num_buckets = parts[0].call, holding.spec.num_buckets
     batch = global_batch(
-        [(part.keyed.keys, part.payload) for part in parts if part.keyed is not None and part.payload is not None],
+        [
+            RankPart(part.keyed.keys, part.payload, part.shown)
+            for part in parts
+            if part.keyed is not None and part.payload is not None
+        ],
         world=world,
         num_buckets=num_buckets,
         drop_above=call.drop_above,
@@ -119,7 +125,7 @@ def _merge(holding: Holding, parts: list[_Planned], world: int) -> _Planned:
         skipped=sum(part.counts.skipped for part in parts),
     )
     buckets = np.unique(np.concatenate([part.buckets for part in parts]))
-    return _Planned(call, Keyed.of(batch.keys, num_buckets), batch.gradients, buckets, counts)
+    return _Planned(call, Keyed.of(batch.keys, num_buckets), batch.gradients, buckets, counts, batch.shown)
 
 
 def _plan(holding: Holding, request: CheckedRequest, call: CheckedCall) -> _Planned:
@@ -128,18 +134,24 @@ def _plan(holding: Holding, request: CheckedRequest, call: CheckedCall) -> _Plan
         return _Planned(call, call.keyed, call.payload, covered, Counts())
     fresh = holding.applied[call.table].fresh(request.client, request.sequence, covered)
     if fresh.all():
-        return _Planned(call, call.keyed, call.payload, covered, Counts())
+        return _Planned(call, call.keyed, call.payload, covered, Counts(), call.counts)
     buckets = covered[fresh]
     if call.keyed is None:
         return _Planned(call, None, call.payload, buckets, Counts(skipped=len(covered) - len(buckets)))
     keep = np.isin(call.keyed.key_buckets, buckets)
     keyed = Keyed(call.keyed.keys[keep], call.keyed.key_buckets[keep], buckets)
     payload = None if call.payload is None else np.ascontiguousarray(call.payload[keep])
-    return _Planned(call, keyed, payload, buckets, Counts(skipped=int(len(keep) - np.count_nonzero(keep))))
+    shown = None if call.counts is None else call.counts[keep]
+    return _Planned(call, keyed, payload, buckets, Counts(skipped=int(len(keep) - np.count_nonzero(keep))), shown)
 
 
 def _run(
-    holding: Holding, plans: Sequence[_Planned], step: int, identities: Sequence[Identity], now: float
+    holding: Holding,
+    plans: Sequence[_Planned],
+    step: int,
+    event_time: int,
+    identities: Sequence[Identity],
+    now: float,
 ) -> Generator[None, None, pb.Reply]:
     reply = pb.Reply()
     last = {plan.call.table: number for number, plan in enumerate(plans) if plan.call.is_update}
@@ -152,7 +164,7 @@ def _run(
 
     try:
         for number, plan in enumerate(plans):
-            answer = Answer() if plan.is_empty else (yield from _run_call(holding, plan, step))
+            answer = Answer() if plan.is_empty else (yield from _run_call(holding, plan, step, event_time))
             answer = replace(answer, counts=answer.counts + plan.counts)
             if plan.call.is_update:
                 holding.counts += answer.counts
@@ -167,7 +179,7 @@ def _run(
     return reply
 
 
-def _run_call(holding: Holding, plan: _Planned, step: int) -> Running:
+def _run_call(holding: Holding, plan: _Planned, step: int, event_time: int) -> Running:
     call = plan.call
     task = Task(
         table=holding.tables[call.table],
@@ -178,6 +190,7 @@ def _run_call(holding: Holding, plan: _Planned, step: int) -> Running:
         step=step,
         learning_rates=call.learning_rates,
         out=_row_room(call, plan.keyed, holding.tables[call.table].spec.width),
+        seen=Seen(event_time, plan.shown),
     )
     try:
         outcome = call.psfunc.apply(task)
@@ -234,3 +247,4 @@ def _write(answer: Answer, call: CheckedCall, result: pb.Result) -> None:
     result.num_applied, result.num_created = counts.applied, counts.created
     result.num_nonfinite, result.num_skipped = counts.nonfinite, counts.skipped
     result.num_dropped_above, result.num_dropped_below = counts.dropped_above, counts.dropped_below
+    result.num_refused = counts.refused

@@ -12,8 +12,8 @@ import numpy as np
 from ps.errors import RequestError
 from ps.psfunc import Kind, Psfunc
 from ps.spec import ClusterSpec, TableSpec
-from ps.storage.unique import unique_by_bucket
-from ps.types import Gradients, Inverse, Keys, Offsets, Rows, UniqueKeys
+from ps.storage.unique import sum_by_key, unique_by_bucket
+from ps.types import Floats, Gradients, Inverse, Keys, Offsets, Rows, UniqueKeys
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +71,32 @@ def check_rows(spec: ClusterSpec, table: str, gradients: Any, num_keys: int) -> 
             f"gradients of table {table!r} are {_shape(array)}; they must be float32 [{num_keys}, {width}]"
         )
     return np.ascontiguousarray(array)
+
+
+def count_shown(spec: ClusterSpec, table: str, lookup: Lookup, shows: Any, clicks: Any) -> Floats | None:
+    """float32 [u, 2]: shows and clicks of the lookup's keys, from those of each raw key (float32 [n]; None: one show,
+    no click). None where the table wants none. Raises RequestError for wrong shapes or negative numbers.
+    """
+    inverse, num_keys = lookup.inverse[table], len(lookup.keys[table])
+    given = {"shows": shows, "clicks": clicks}
+    for name, values in given.items():
+        if values is None:
+            continue
+        values = np.asarray(values)
+        if not spec.tables[table].wants_counts:
+            raise RequestError(
+                f"{name} are given for table {table!r}, which neither keeps nor counts them; "
+                "set keep_counts, or admission or eviction by score"
+            )
+        if values.dtype != np.float32 or values.shape != inverse.shape:
+            raise RequestError(f"{name} of table {table!r} are {_shape(values)}; they must be float32 [{len(inverse)}]")
+        if not (np.isfinite(values).all() and (values >= 0).all()):
+            raise RequestError(f"{name} of table {table!r} must be finite and not negative")
+    if not spec.tables[table].wants_counts:
+        return None
+    raw = np.empty((len(inverse), 2), np.float32)
+    raw[:, 0], raw[:, 1] = 1 if shows is None else shows, 0 if clicks is None else clicks
+    return sum_by_key(raw, inverse, num_keys)
 
 
 def check_psfunc(spec: ClusterSpec, table: str, psfunc: Any, kind: Kind, *, has_keys: bool, has_payload: bool) -> None:

@@ -20,7 +20,7 @@ from ps.psfunc import Answer, Counts, Psfunc, encode_args
 from ps.rounds import Part
 from ps.routing import Positions, Routing, count
 from ps.shared_memory import Pool
-from ps.types import Gradients, Offsets, Rows
+from ps.types import Floats, Gradients, Offsets, Rows
 from ps.wire import weir_pb2 as pb
 from ps.wire.arrays import ITEM_BYTES, decode_floats
 
@@ -29,13 +29,14 @@ WIRE_VERSION = 1
 
 @dataclass(frozen=True)
 class Identity:
-    """Of an update: the client object's random id, and the sequence number that all its messages share. READ: of
-    reads.
+    """Of an update: the client object's random id, and the sequence number that all its messages share; and when it
+    was, in steps and in seconds of event time. READ: of reads.
     """
 
     client: int = 0
     sequence: int = 0
     step: int = 0
+    event_time: int = 0
 
 
 READ = Identity()
@@ -48,6 +49,7 @@ def request(routing: Routing, identity: Identity) -> pb.Request:
         client=identity.client,
         sequence=identity.sequence,
         step=identity.step,
+        event_time=identity.event_time,
     )
 
 
@@ -130,6 +132,7 @@ class Push:
 
     lookup: Lookup
     gradients: Mapping[str, Gradients]  # float32 [u, width]
+    shown: Mapping[str, Floats]  # float32 [u, 2], shows and clicks, of tables that want them
     subsets: Mapping[str, NDArray[np.int64]]
     rates: Mapping[str, Sequence[float]]  # one per segment
     sweeps: Sequence[str]  # tables
@@ -155,7 +158,8 @@ class Push:
     def request(self, part: Part, routing: Routing, pool: Pool | None) -> pb.Request:
         message, wanted = request(routing, self.identity), _wanted(part)
         payloads = [ITEM_BYTES[self.dtype] * self.gradients[table].shape[1] * count(places) for table, places in wanted]
-        envelope = _envelope(message, part, pool, *(8 * count(places) for _, places in wanted), *payloads)
+        shown = [8 * count(places) for table, places in wanted if table in self.shown]
+        envelope = _envelope(message, part, pool, *(8 * count(places) for _, places in wanted), *payloads, *shown)
         if self.group is not None:
             message.group.generation, message.group.rank = self.group.generation, self.group.rank
             message.group.world = self.group.world
@@ -170,6 +174,8 @@ class Push:
             )
             envelope.put_keys(call, self.lookup.keys[table][positions])
             envelope.put_payload(call, self.gradients[table][positions], self.dtype)
+            if table in self.shown:
+                envelope.put_counts(call, self.shown[table][positions])
         for table in self.sweeps:
             message.calls.add(table=table, psfunc="sweep", learning_rates=self.rates[table])
         return message
@@ -255,6 +261,7 @@ def counts_of(result: pb.Result) -> Counts:
         dropped_above=result.num_dropped_above,
         dropped_below=result.num_dropped_below,
         skipped=result.num_skipped,
+        refused=result.num_refused,
     )
 
 

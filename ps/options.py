@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ps.spec import Spec
+from ps.strict import Spec
 from ps.wire.arrays import WireName
 
 

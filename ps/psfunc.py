@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from ps.errors import RequestError
 from ps.spec import RowOptimizer, TableSpec, register_optimizer
-from ps.types import Buckets, Floats, Gradients, Rows, UniqueKeys
+from ps.types import NOTHING_SEEN, Buckets, Floats, Gradients, Rows, Seen, UniqueKeys
 
 if TYPE_CHECKING:
     from ps.storage.table import Table
@@ -40,7 +40,9 @@ Kind: TypeAlias = Literal["get", "update"]
 
 @dataclass(frozen=True)
 class Counts:
-    """What an update did, in rows. `skipped`: rows (of a table-wide update: buckets) that had this update already."""
+    """What an update did, in rows. `skipped`: rows (of a table-wide update: buckets) that had this update already;
+    `refused`: keys that got no row, because they were not admitted or there was no room.
+    """
 
     applied: int = 0
     created: int = 0
@@ -48,6 +50,7 @@ class Counts:
     dropped_above: int = 0
     dropped_below: int = 0
     skipped: int = 0
+    refused: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
@@ -75,6 +78,7 @@ class Task:
     those that the call covers here, ascending: of the keys, or of the whole table as far as this shard owns it.
     payload: float32 [n, width], a row for each key, or None. learning_rates: float32 [num_segments], or empty.
     out: float32 [n, table width], or None: memory where rows for the answer are best put, for then they need no copy.
+    seen: event time of an update, and of a push the shows and clicks of its keys.
     """
 
     table: Table
@@ -85,6 +89,7 @@ class Task:
     step: int
     learning_rates: Floats
     out: Rows | None = None
+    seen: Seen = NOTHING_SEEN
 
 
 Running: TypeAlias = Generator[None, None, Answer]

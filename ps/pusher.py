@@ -20,10 +20,11 @@ from ps.rounds import Future
 from ps.spec import ClusterSpec
 from ps.tally import Tally
 from ps.thresholds import first_not_finite, judge
-from ps.types import Gradients
+from ps.types import Floats, Gradients
 from ps.unsettled import Unsettled
 from ps.wire.arrays import DTYPES
 
+_SHOWN = 2  # columns: shows, clicks
 T = TypeVar("T")
 Subsets = Mapping[str, NDArray[np.int64]]  # by table, ascending positions; a table without an entry: all of them
 
@@ -46,11 +47,11 @@ class Pusher:
         self._caches = caches
         self._lock = threading.Lock()
         self._hot: dict[str, HotGradients] = {}
-        self._held_step, self._held_rates = 0, dict[str, list[float]]()
+        self._held_step, self._held_time, self._held_rates = 0, 0, dict[str, list[float]]()
         if options.cache is not None and options.cache.aggregate_hot_gradients_steps:
             for name, table in spec.tables.items():
                 self._hot[name] = HotGradients(
-                    table.width,
+                    table.width + (_SHOWN if table.wants_counts else 0),
                     num_steps=options.cache.aggregate_hot_gradients_steps,
                     num_buckets=spec.num_buckets,
                 )
@@ -59,11 +60,16 @@ class Pusher:
         self,
         lookup: Lookup,
         gradients: Mapping[str, Gradients],
+        shown: Mapping[str, Floats],
+        *,
         step: int,
+        event_time: int,
         rates: Mapping[str, list[float]],
         result: Callable[[dict[str, Counts]], T],
     ) -> Future[T]:
-        """Send checked gradients, float32 [u, width] by table. Raises NonFiniteError before anything is sent."""
+        """Send checked gradients, float32 [u, width] by table, and of tables that want them shows and clicks, float32
+        [u, 2]. Raises NonFiniteError before anything is sent.
+        """
         subsets: dict[str, NDArray[np.int64]] = {}
         refused: dict[str, Counts] = {}
         if not self._options.is_synchronous_group:  # else the shard judges the sum over the group
@@ -73,11 +79,12 @@ class Pusher:
                     subsets[table] = subset
         if self._hot:
             with self._lock:
-                self._held_step, self._held_rates = step, self._held_rates | dict(rates)
-                lookup, gradients, subsets = self._hold_back(lookup, gradients, subsets)
+                self._held_step, self._held_time, self._held_rates = step, event_time, self._held_rates | dict(rates)
+                lookup, gradients, shown, subsets = self._hold_back(lookup, gradients, shown, subsets)
         sweeping = [table for table in gradients if sweeps(self._spec.tables[table])]
+        when = {"step": step, "event_time": event_time}
         return self._send(
-            lookup, gradients, subsets, step=step, rates=rates, sweeping=sweeping, refused=refused, result=result
+            lookup, gradients, shown, subsets, **when, rates=rates, sweeping=sweeping, refused=refused, result=result
         )
 
     def release(self) -> None:
@@ -86,9 +93,9 @@ class Pusher:
             held = {table: hot.drain() for table, hot in self._hot.items() if len(hot)}
         if held:
             lookup = Lookup({t: keys for t, (keys, _, _) in held.items()}, {}, {t: s for t, (_, s, _) in held.items()})
-            rows = {table: gradients for table, (_, _, gradients) in held.items()}
-            step, rates = self._held_step, self._held_rates
-            self._send(lookup, rows, {}, step=step, rates=rates, sweeping=[], refused={}, result=dict)
+            rows, shown = self._apart({table: gradients for table, (_, _, gradients) in held.items()})
+            when = {"step": self._held_step, "event_time": self._held_time}
+            self._send(lookup, rows, shown, {}, **when, rates=self._held_rates, sweeping=[], refused={}, result=dict)
 
     def forget(self) -> None:
         """Drop what is held back."""
@@ -113,11 +120,13 @@ class Pusher:
         return np.flatnonzero(judged.keep), counts
 
     def _hold_back(
-        self, lookup: Lookup, gradients: Mapping[str, Gradients], subsets: Subsets
-    ) -> tuple[Lookup, dict[str, Gradients], dict[str, NDArray[np.int64]]]:
+        self, lookup: Lookup, gradients: Mapping[str, Gradients], shown: Mapping[str, Floats], subsets: Subsets
+    ) -> tuple[Lookup, dict[str, Gradients], dict[str, Floats], dict[str, NDArray[np.int64]]]:
         """What to push instead: without the hot rows, or with all that they have gathered."""
         keys, starts, rows = {}, {}, {}
         for table, all_rows in gradients.items():
+            if table in shown:
+                all_rows = np.hstack((all_rows, shown[table]))
             chosen = subsets.get(table, np.arange(len(all_rows)))
             wanted = lookup.keys[table][chosen]
             keys[table], starts[table], rows[table] = self._hot[table].exchange(
@@ -126,15 +135,23 @@ class Pusher:
                 all_rows[chosen],
                 self._caches[table].contains(wanted),
             )
-        return Lookup(keys, {}, starts), rows, {}
+        return Lookup(keys, {}, starts), *self._apart(rows), {}
+
+    def _apart(self, rows: Mapping[str, Floats]) -> tuple[dict[str, Gradients], dict[str, Floats]]:
+        """Gradients, and shows and clicks, that were held back side by side."""
+        counted = {table for table in rows if self._spec.tables[table].wants_counts}
+        gradients = {t: np.ascontiguousarray(r[:, :-_SHOWN]) if t in counted else r for t, r in rows.items()}
+        return gradients, {table: np.ascontiguousarray(rows[table][:, -_SHOWN:]) for table in counted}
 
     def _send(
         self,
         lookup: Lookup,
         gradients: Mapping[str, Gradients],
+        shown: Mapping[str, Floats],
         subsets: Subsets,
         *,
         step: int,
+        event_time: int,
         rates: Mapping[str, list[float]],
         sweeping: list[str],
         refused: Mapping[str, Counts],
@@ -146,7 +163,7 @@ class Pusher:
         dtype = DTYPES[options.wire]
 
         def make(identity: Identity) -> Push:
-            return Push(lookup, gradients, subsets, rates, sweeping, identity, dtype, group, *drops)
+            return Push(lookup, gradients, shown, subsets, rates, sweeping, identity, dtype, group, *drops)
 
         def finish(push: Push) -> T:
             counts = {table: push.counts.get(table, Counts()) + refused.get(table, Counts()) for table in gradients}
@@ -155,6 +172,7 @@ class Pusher:
                     dropped_above=each.dropped_above,
                     dropped_below=each.dropped_below,
                     nonfinite_skipped=each.nonfinite,
+                    keys_refused=each.refused,
                 )
                 if each.nonfinite and options.on_nonfinite == "stop":
                     raise NonFiniteError(
@@ -164,4 +182,4 @@ class Pusher:
             return result(counts)
 
         self._tally.add(pushes=1)
-        return self._unsettled.start(step, make, finish)
+        return self._unsettled.start(step, make, finish, event_time=event_time)

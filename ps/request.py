@@ -50,7 +50,7 @@ class Keyed:
 @dataclass(frozen=True, eq=False)
 class CheckedCall:
     """One call. keyed: None for a table-wide one. learning_rates: float32 [num_segments]. room: shared with the client,
-    for the payload of the reply, or None.
+    for the payload of the reply, or None. counts: float32 [n, 2], shows and clicks of each key, or None.
     """
 
     table: str
@@ -62,6 +62,7 @@ class CheckedCall:
     drop_above: float
     drop_below: float
     room: Bytes | None = None
+    counts: Floats | None = None
 
     @property
     def is_update(self) -> bool:
@@ -70,7 +71,7 @@ class CheckedCall:
 
 @dataclass(frozen=True, eq=False)
 class CheckedRequest:
-    """One message. place: its stand in a synchronous group, or None."""
+    """One message. place: its stand in a synchronous group, or None. event_time: seconds since 1970."""
 
     routing_epoch: int
     client: int
@@ -78,6 +79,7 @@ class CheckedRequest:
     step: int
     place: Place | None
     calls: tuple[CheckedCall, ...]
+    event_time: int = 0
 
     @property
     def is_update(self) -> bool:
@@ -94,6 +96,8 @@ def check_request(message: pb.Request, spec: ClusterSpec, mappings: Mappings | N
         )
     if message.step < 0:
         raise RequestError(f"step is {message.step}; it must not be negative")
+    if not 0 <= message.event_time < 1 << 32:
+        raise RequestError(f"event_time is {message.event_time}; it must be seconds since 1970, below 2^32")
     place = _place(message) if message.HasField("group") else None
     arrays = Reader(message, mappings)
     calls = []
@@ -102,7 +106,15 @@ def check_request(message: pb.Request, spec: ClusterSpec, mappings: Mappings | N
             calls.append(_check_call(call, spec, arrays, grouped=place is not None))
         except RequestError as error:
             raise type(error)(f"call {number} ({call.psfunc!r} on table {call.table!r}): {error}") from error
-    request = CheckedRequest(message.routing_epoch, message.client, message.sequence, message.step, place, tuple(calls))
+    request = CheckedRequest(
+        message.routing_epoch,
+        message.client,
+        message.sequence,
+        message.step,
+        place,
+        tuple(calls),
+        message.event_time,
+    )
     if request.is_update and not (message.client and 1 <= message.sequence < _MAX_SEQUENCE):
         raise RequestError(
             f"an update needs an identity: client is {message.client}, sequence {message.sequence}; both start at 1"
@@ -151,6 +163,7 @@ def _check_call(call: pb.Call, spec: ClusterSpec, arrays: Reader, *, grouped: bo
         _learning_rates(call, psfunc, table),
         *drops,
         room=arrays.room(call),
+        counts=_counts(arrays.counts(call), psfunc, table, keyed),
     )
 
 
@@ -175,6 +188,19 @@ def _payload(
     if len(rows) != num_keys:
         raise RequestError(f"the payload has {len(rows)} rows of width {width} for {num_keys} keys")
     return rows
+
+
+def _counts(data: bytes | Bytes, psfunc: Psfunc, table: TableSpec, keyed: Keyed | None) -> Floats | None:
+    if not len(data):
+        return None
+    if psfunc.name != "push" or not table.wants_counts or keyed is None:
+        raise RequestError("shows and clicks travel with pushes to tables that keep or count them")
+    counts = decode_floats(data, pb.FLOAT32, 2)
+    if len(counts) != len(keyed.keys):
+        raise RequestError(f"shows and clicks of {len(counts)} keys for {len(keyed.keys)}")
+    if not (np.isfinite(counts).all() and (counts >= 0).all()):
+        raise RequestError("shows and clicks must be finite and not negative")
+    return counts
 
 
 def _learning_rates(call: pb.Call, psfunc: Psfunc, table: TableSpec) -> Floats:

@@ -1,8 +1,8 @@
 """What a table is: segments with their initializer, optimizer and codec. The same models are read from YAML and from
 Python.
 
-Options that change behaviour (what is learnt): dim, initializer, optimizer, codec, seed, num_buckets.
-Options that change only cost: memory_limit_bytes.
+Options that change behaviour (what is learnt): dim, initializer, optimizer, codec, seed, num_buckets, admission,
+eviction, score, and memory_limit_bytes where it is reached. Options that change only cost: keep_counts.
 """
 
 from __future__ import annotations
@@ -10,18 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, WrapValidator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, WrapValidator, model_validator
 from pydantic_core import PydanticKnownError
 
 from ps.errors import RequestError
+from ps.lifetime import Admission, Always, Eviction, Score
 from ps.row_code import Float64
+from ps.strict import Spec
 from ps.user_modules import load_modules
-
-
-class Spec(BaseModel):
-    """Immutable, refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Zeros(Spec):
@@ -205,10 +201,51 @@ class SegmentSpec(Spec):
 
 
 class TableSpec(Spec):
-    """One row layout. Segments keep their order; a row is their values side by side."""
+    """One row layout. Segments keep their order; a row is their values side by side.
+
+    admission, eviction: which keys earn a row and which rows lose it. score: how shows and clicks are weighed there.
+    keep_counts: rows keep shows, clicks and the time of their last push though nothing needs them. when_full: what a
+    push with new keys does at the memory limit: raise MemoryLimitError, or make no row for them and count them refused.
+    """
 
     segments: dict[str, SegmentSpec] = Field(min_length=1)
     memory_limit_bytes: int | None = Field(None, gt=0)
+    when_full: Literal["error", "refuse"] = "error"
+    admission: Admission = Always()
+    eviction: Eviction | None = None
+    score: Score = Score()
+    keep_counts: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TableSpec:
+        eviction = self.eviction
+        if eviction is not None:
+            if eviction.norm_segment is not None and eviction.norm_segment not in self.segments:
+                raise ValueError(
+                    f"eviction.norm_segment: no segment {eviction.norm_segment!r}; there are {', '.join(self.segments)}"
+                )
+            if eviction.when_full is not None and self.memory_limit_bytes is None:
+                raise ValueError("eviction.when_full: needs memory_limit_bytes")
+        return self
+
+    @property
+    def keeps_counts(self) -> bool:
+        """Whether rows keep shows and clicks."""
+        eviction = self.eviction
+        by_score = eviction is not None and (eviction.min_score or eviction.when_full == "lowest_score")
+        return self.keep_counts or bool(by_score)
+
+    @property
+    def keeps_time(self) -> bool:
+        """Whether rows keep the event time of their last push."""
+        eviction = self.eviction
+        by_age = eviction is not None and (eviction.by_age or eviction.when_full == "oldest")
+        return self.keeps_counts or by_age
+
+    @property
+    def wants_counts(self) -> bool:
+        """Whether a push says how often its keys were shown and clicked."""
+        return self.keeps_counts or self.admission.name in ("count", "score")
 
     @property
     def width(self) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from ps.errors import ExpiredError, RequestError
 from ps.storage.unique import sum_by_key, unique_by_bucket
 from ps.thresholds import judge
-from ps.types import Gradients, UniqueKeys
+from ps.types import Floats, Gradients, UniqueKeys
 
 MAX_WORLD = 64  # ranks; each of their messages holds a server thread while it waits
 M = TypeVar("M")
@@ -107,34 +107,52 @@ class Groups(Generic[M]):
 
 
 @dataclass(frozen=True)
-class GlobalBatch:
-    """Gradients of one table after the sum over ranks. The counts are of rows that thresholds left out."""
+class RankPart:
+    """What one rank pushes to one table. shown: float32 [n, 2], shows and clicks of each key; None: each shown once."""
 
     keys: UniqueKeys
     gradients: Gradients
+    shown: Floats | None = None
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """Gradients of one table after the sum over ranks. The counts are of rows that thresholds left out; what was shown
+    is counted for the others only.
+    """
+
+    keys: UniqueKeys
+    gradients: Gradients
+    shown: Floats | None
     num_nonfinite: int
     num_above: int
     num_below: int
 
 
 def global_batch(
-    parts: list[tuple[UniqueKeys, Gradients]],
+    parts: list[RankPart],
     *,
     world: int,
     num_buckets: int,
     drop_above: float = 0.0,
     drop_below: float = 0.0,
 ) -> GlobalBatch:
-    """Sum per key in rank order, divided by `world`, then judged by the thresholds. parts: (keys, gradients) in rank
-    order.
+    """Sum per key in rank order, divided by `world`, then judged by the thresholds. parts: in rank order. Shows and
+    clicks are summed, not divided.
     """
+    shown = None
     if len(parts) == 1:
-        keys, sums = parts[0][0], parts[0][1] / np.float32(world)
+        keys, sums, shown = parts[0].keys, parts[0].gradients / np.float32(world), parts[0].shown
     else:
-        keys, inverse, _ = unique_by_bucket(np.concatenate([keys for keys, _ in parts]), num_buckets)
-        sums = sum_by_key(np.concatenate([gradients for _, gradients in parts]), inverse, len(keys))
+        keys, inverse, _ = unique_by_bucket(np.concatenate([part.keys for part in parts]), num_buckets)
+        sums = sum_by_key(np.concatenate([part.gradients for part in parts]), inverse, len(keys))
         sums /= np.float32(world)
+        if any(part.shown is not None for part in parts):
+            once = [np.tile(np.array([1, 0], np.float32), (len(part.keys), 1)) for part in parts]
+            counts = [own if part.shown is None else part.shown for own, part in zip(once, parts, strict=True)]
+            shown = sum_by_key(np.concatenate(counts), inverse, len(keys))
     judged = judge(sums, drop_above=drop_above, drop_below=drop_below)
     if judged.keep is not None:
         keys, sums = keys[judged.keep], np.ascontiguousarray(sums[judged.keep])
-    return GlobalBatch(keys, sums, judged.num_nonfinite, judged.num_above, judged.num_below)
+        shown = None if shown is None else np.ascontiguousarray(shown[judged.keep])
+    return GlobalBatch(keys, sums, shown, judged.num_nonfinite, judged.num_above, judged.num_below)

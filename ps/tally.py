@@ -7,7 +7,7 @@ import threading
 NAMES = (
     *("pulls", "pushes", "bytes_sent", "bytes_received", "bytes_shared", "retries"),
     *("cache_lookups", "cache_hits", "bytes_saved"),
-    *("dropped_above", "dropped_below", "nonfinite_skipped"),
+    *("dropped_above", "dropped_below", "nonfinite_skipped", "keys_refused"),
 )
 
 

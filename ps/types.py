@@ -3,7 +3,7 @@
 Contracts on contents ("unique", "grouped by bucket") are checked once, at the client, and trusted below.
 """
 
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,3 +17,17 @@ Gradients: TypeAlias = NDArray[np.float32]  # [n, width]; same columns as Rows
 Images: TypeAlias = NDArray[np.uint8]  # [n, image_bytes]; encoded values and state of a row, without its key
 Floats: TypeAlias = NDArray[np.float32]
 Offsets: TypeAlias = NDArray[np.int64]  # [n + 1]; starts of jagged groups, last one the total
+
+
+class Seen(NamedTuple):
+    """What a push says beside its gradients.
+
+    event_time: seconds since 1970, whole. counts: float32 [n, 2], how often each key was shown and clicked; None: each
+    shown once, not clicked.
+    """
+
+    event_time: int = 0
+    counts: Floats | None = None
+
+
+NOTHING_SEEN = Seen()

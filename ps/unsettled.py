@@ -30,14 +30,16 @@ class Unsettled:
         self._entries: deque[tuple[int, Future[Any]]] = deque()
         self._lock = threading.RLock()
 
-    def start(self, step: int, make: Callable[[Identity], W], finish: Callable[[W], T]) -> Future[T]:
+    def start(
+        self, step: int, make: Callable[[Identity], W], finish: Callable[[W], T], *, event_time: int = 0
+    ) -> Future[T]:
         """Number an update, wait until the window has room for it, and send it."""
         with self._lock:
             number = next(self._numbers)
             while self._entries and self._entries[0][0] <= number - MAX_UNSETTLED:
                 self._entries[0][1].block()
                 self.collect()
-            work = make(Identity(self.client, number, step))
+            work = make(Identity(self.client, number, step, event_time))
             future = self._connection.start(work, lambda: finish(work))
             self._entries.append((number, future))
             return future

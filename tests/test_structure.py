@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 LEVELS = [
     {
         "words": [
-            "ps.types", "ps.errors", "ps.row_code", "ps.spec", "ps.user_modules", "ps.wire.weir_pb2",
-            "ps.wire.weir_pb2_grpc",
+            "ps.types", "ps.errors", "ps.strict", "ps.lifetime", "ps.row_code", "ps.spec", "ps.user_modules",
+            "ps.wire.weir_pb2", "ps.wire.weir_pb2_grpc",
         ]
     },
     {"kernels": ["ps.storage.kernels"]},

@@ -88,8 +88,8 @@ class UpdateRow(RowPsfunc):
         program, programs = self.program(), task.table.programs
         if task.keys is not None:
             payload = np.empty((len(task.keys), 0), np.float32) if task.payload is None else task.payload
-            done = programs.update_keys(program, task.keys, payload, task.step)
-            return Answer(counts=Counts(applied=done.applied, created=done.created, nonfinite=done.nonfinite))
+            done = programs.update_keys(program, task.keys, payload, task.step, task.seen)
+            return Answer(counts=Counts(**done._asdict()))
         counts = Counts()
         for write in (False, True):
             for bucket in task.buckets.tolist():

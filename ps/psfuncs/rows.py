@@ -56,8 +56,10 @@ class Push(Psfunc):
     def apply(self, task: Task) -> Answer:
         assert task.keys is not None
         assert task.payload is not None
-        pushed = task.table.push(task.keys, task.payload, step=task.step, learning_rates=task.learning_rates)
-        return Answer(counts=Counts(applied=pushed.applied, created=pushed.created, nonfinite=pushed.nonfinite))
+        pushed = task.table.push(
+            task.keys, task.payload, step=task.step, learning_rates=task.learning_rates, seen=task.seen
+        )
+        return Answer(counts=Counts(**pushed._asdict()))
 
 
 @register("delete")

@@ -20,7 +20,7 @@ from ps.spec import TableSpec
 from ps.types import Keys, Rows, UniqueKeys
 
 if TYPE_CHECKING:
-    from ps.storage.table import Block, Table
+    from ps.storage.table import Block
 
 _CHUNK_KEYS = 4096
 Commit = Callable[[], Counts]
@@ -79,7 +79,7 @@ class RowUpdate(Psfunc):
             old = np.ascontiguousarray(task.table.pull(keys[part])[:, columns])
             new[part], finite[part] = self._computed(old, keys[part])
             yield None
-        yield partial(self._write_keys, task.table, keys, new, finite)
+        yield partial(self._write_keys, task, keys, new, finite)
 
     def _computed(self, values: Rows, keys: Keys) -> tuple[Rows, NDArray[np.bool_]]:
         """(new values, which rows are finite); rows that are not finite get their old values back."""
@@ -97,12 +97,11 @@ class RowUpdate(Psfunc):
             new = np.where(finite[:, None], new, old)
         return new, finite
 
-    def _write_keys(self, table: Table, keys: UniqueKeys, new: Rows, finite: NDArray[np.bool_]) -> Counts:
+    def _write_keys(self, task: Task, keys: UniqueKeys, new: Rows, finite: NDArray[np.bool_]) -> Counts:
         # A refused row is not created either.
         kept, values = (keys, new) if finite.all() else (keys[finite], new[finite])
-        written = table.write_values(kept, values, self.segment)
-        num_refused = len(keys) - len(kept)
-        return Counts(applied=written.applied, created=written.created, nonfinite=written.nonfinite + num_refused)
+        written = task.table.write_values(kept, values, self.segment, step=task.step, seen=task.seen)
+        return Counts(**written._asdict()) + Counts(nonfinite=len(keys) - len(kept))
 
 
 def _write_block(block: Block, new: Rows, finite: NDArray[np.bool_]) -> Counts:

@@ -1,6 +1,8 @@
 """The row layout of a table spec: offsets, kernel constants, and the numbers that the kernels take at run time.
 
-row       = key (8 bytes) values* state*         multiples of 4 bytes, little-endian, segments in spec order
+row       = key (8 bytes) metadata values* state*     multiples of 4 bytes, little-endian, segments in spec order
+metadata  = nothing | last_seen | last_seen shows clicks     only what admission or eviction need (TableSpec.keeps_*)
+last_seen = uint32, event time of the newest push, seconds since 1970; shows, clicks = float32, as decayed at last_seen
 values    = dim codes of the segment's codec, padded with zero bytes to a multiple of 4
 state     = float32 * state_dim of the segment's optimizer
 image     = the row without its key
@@ -43,6 +45,11 @@ class RowLayout:
         return self.kernels.stride - _KEY_WORDS
 
     @property
+    def metadata_words(self) -> int:
+        """0; 1: last_seen; 3: last_seen, shows, clicks."""
+        return self.kernels.metadata_words
+
+    @property
     def scratch_floats(self) -> int:
         """Values and state of one row, decoded."""
         return sum(s.dim + s.state_dim for s in self.kernels.segments)
@@ -66,6 +73,8 @@ class RowLayout:
     def text(self) -> str:
         """Canonical text of an image: equal text means that images are interchangeable."""
         lines = [f"image 1: {4 * self.image_words} bytes, little-endian"]
+        if self.metadata_words:
+            lines.append(f"metadata: {', '.join(('last_seen', 'shows', 'clicks')[: self.metadata_words])} at 0")
         for name, s in zip(self.names, self.kernels.segments):
             lines.append(
                 f"{name!r}: {s.dim} {s.codec} at {4 * (s.value_word - _KEY_WORDS)}, "
@@ -79,9 +88,10 @@ def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
 
     Raises RequestError naming file and line of a user's optimizer that cannot be compiled.
     """
-    segments, column, word, scratch, hyper = [], 0, _KEY_WORDS, 0, 0
+    metadata = 3 if spec.keeps_counts else 1 if spec.keeps_time else 0
+    segments, column, word, scratch, hyper = [], 0, _KEY_WORDS + metadata, 0, 0
     value_words = [CODECS[s.codec].words(s.dim) for s in spec.segments.values()]
-    state_word = _KEY_WORDS + sum(value_words)
+    state_word = word + sum(value_words)
     for segment, words in zip(spec.segments.values(), value_words):
         optimizer = segment.optimizer
         kept, code = state_dim(optimizer, segment.dim), code_of(optimizer)
@@ -105,7 +115,8 @@ def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
         state_word, scratch = state_word + kept, scratch + segment.dim + kept
     rows = max(1, _MAX_BLOCK_BYTES // (4 * state_word))
     shift = min(_MAX_BLOCK_SHIFT, rows.bit_length() - 1)
-    return RowLayout(KernelLayout(state_word, shift, tuple(segments), check), tuple(spec.segments), column)
+    kernels = KernelLayout(state_word, shift, tuple(segments), check, metadata)
+    return RowLayout(kernels, tuple(spec.segments), column)
 
 
 def hyper_of(spec: TableSpec) -> NDArray[np.float64]:

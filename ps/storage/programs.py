@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ps.row_code import RowCode
 from ps.storage.blame import Inputs, blame
 from ps.storage.kernels import generate, index
-from ps.types import Keys, Rows, UniqueKeys
+from ps.types import Keys, Rows, Seen, UniqueKeys
 
 if TYPE_CHECKING:
     from ps.storage.table import PushCounts, Table
@@ -51,16 +51,17 @@ class Programs:
         if code.digest not in self._modules:
             self._modules[code.digest] = generate.program_of(self._table._layout.kernels, code, role)
 
-    def update_keys(self, program: Program, keys: UniqueKeys, payload: Rows, step: int) -> PushCounts:
+    def update_keys(self, program: Program, keys: UniqueKeys, payload: Rows, step: int, seen: Seen) -> PushCounts:
         """update_row on the rows of keys, missing ones made first; a row that is refused is not made. An error leaves
         the table as it was.
 
         payload: float32 [n, w]. Raises MemoryLimitError before anything is written.
         """
-        table = self._table
-        absent = table._reserve_missing(keys) < 0
-        table._create(keys[absent], table._own_rates)
-        addresses, _ = table._locate(keys)
+        table, num_keys = self._table, len(keys)
+        addresses, made = table._rows_for(keys, seen, step)
+        present = addresses >= 0
+        keys, addresses, payload = keys[present], addresses[present], payload[present]
+        is_new = np.isin(keys, made) if len(made) else np.zeros(len(keys), np.bool_)
         words = table._memory[0]
         before = np.empty((len(keys), table._layout.image_words), np.uint32)
         index.read_images(words, addresses, before)
@@ -69,12 +70,13 @@ class Programs:
             counts = self._run(program, keys, addresses, payload=payload, step=step, refused=refused)
         except Exception:
             index.write_images(words, addresses, before)
-            table._remove(keys[absent])
+            table._remove(keys[is_new])
+            table.created -= len(made)
             raise
-        table._remove(keys[absent & refused])
-        made = int(np.count_nonzero(absent & ~refused))
-        table.created += made
-        return table._counted(counts[:3], made)
+        unmade = keys[is_new & refused]
+        table._remove(unmade)
+        table.created -= len(unmade)
+        return table._counted(counts[:3], len(made) - len(unmade), num_keys - len(keys))
 
     def update_bucket(self, program: Program, bucket: int, step: int, *, write: bool) -> Iterator[PushCounts]:
         """update_row on all rows of a bucket, block by block. write: False only sees whether it raises."""

@@ -15,26 +15,31 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ps.errors import RequestError
+from ps.errors import MemoryLimitError, RequestError
 from ps.spec import TableSpec
 from ps.storage import layout as layouts
+from ps.storage.admission import Admission
 from ps.storage.before import Before
 from ps.storage.blame import blame_optimizers
 from ps.storage.buckets import MAX_ROWS, Buckets
 from ps.storage.kernels import generate, index
+from ps.storage.kernels.metadata import LAST_SEEN
 from ps.storage.programs import Programs
-from ps.types import Floats, Gradients, Images, Keys, Rows, UniqueKeys
+from ps.types import NOTHING_SEEN, Floats, Gradients, Images, Keys, Rows, Seen, UniqueKeys
 
 _BLOCK_ROWS = 4096
 _ALL = -1  # of segments
 
 
 class PushCounts(NamedTuple):
-    """Rows updated, rows made, and rows left as they were because their next value was not finite."""
+    """Rows updated, rows made, rows left as they were because their next value was not finite, and keys that got no
+    row: not admitted, or no room.
+    """
 
     applied: int
     created: int
     nonfinite: int
+    refused: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,8 @@ class Block:
 
 
 class Table:
-    """One table, or the part of it in this process. Counters: saturated, nonfinite, created, deleted (rows or
-    elements so far).
+    """One table, or the part of it in this process. Counters, of rows or elements so far: saturated, nonfinite,
+    created, deleted, refused (keys that were not admitted), turned_away (keys that found no room).
     """
 
     def __init__(self, name: str, spec: TableSpec, *, seed: int, num_buckets: int, check: bool = False) -> None:
@@ -70,7 +75,7 @@ class Table:
                 f"table {name!r}: num_buckets is {num_buckets}; it must be a power of two up to {1 << 20}"
             )
         self.name, self.spec, self.num_buckets = name, spec, num_buckets
-        self.saturated = self.nonfinite = self.created = self.deleted = 0
+        self.saturated = self.nonfinite = self.created = self.deleted = self.refused = self.turned_away = 0
         self._layout = layouts.layout_of(spec, check=check)
         self._kernels = generate.kernels_of(self._layout.kernels)
         self._hyper = layouts.hyper_of(spec)
@@ -82,6 +87,7 @@ class Table:
         self._workspace = (hashes, addresses, floats, floats.view(np.uint16))
         self._buckets = Buckets(name, self._layout, num_buckets, spec.memory_limit_bytes)
         self._before = Before(self._layout)
+        self.admission = Admission(name, spec, seed=seed, num_buckets=num_buckets)
         self.programs = Programs(self)
 
     @property
@@ -95,8 +101,10 @@ class Table:
 
     @property
     def memory_bytes(self) -> int:
-        """Memory of rows, indexes and directories, with what is reserved for rows to come."""
-        return self._buckets.memory_bytes
+        """Memory of rows, indexes and directories, with what is reserved for rows to come, and of the admission
+        sketch.
+        """
+        return self._buckets.memory_bytes + self.admission.memory_bytes
 
     @property
     def bytes_per_row(self) -> int:
@@ -131,40 +139,54 @@ class Table:
         self._kernels.pull(*memory, keys, 0, self._hyper, self._streams, out, *self._workspace)
         return out
 
-    def push(self, keys: UniqueKeys, gradients: Gradients, *, step: int, learning_rates: Floats) -> PushCounts:
-        """Apply one gradient (float32 [n, width]) to the row of each key, creating it where there is none.
+    def push(
+        self,
+        keys: UniqueKeys,
+        gradients: Gradients,
+        *,
+        step: int,
+        learning_rates: Floats,
+        seen: Seen = NOTHING_SEEN,
+    ) -> PushCounts:
+        """Apply one gradient (float32 [n, width]) to the row of each key, creating it where there is none and the key
+        is admitted; the gradient of one that is not is dropped.
 
         learning_rates: float32 [num_segments]. Keys are unique; grouped by bucket is fastest. Raises RequestError for
-        shapes that do not fit, MemoryLimitError when there is no room for new rows; both before anything is written.
+        shapes that do not fit, MemoryLimitError when there is no room for new rows; both before any row is written.
         """
         keys, gradients = np.ascontiguousarray(keys, np.uint64), np.ascontiguousarray(gradients, np.float32)
-        rates = self._checked_rates(learning_rates)
+        rates, shown = self._checked_rates(learning_rates), self._shown(keys, seen)
         if gradients.shape != (len(keys), self._layout.width):
             raise RequestError(
                 f"table {self.name!r}: gradients {gradients.shape} for {len(keys)} keys of width {self._layout.width}"
             )
+        chosen = None
         if not self._surely_fits(len(keys)):
-            self._reserve_missing(keys)
-        missing, counts, fresh = np.empty(len(keys), np.int64), np.zeros(4, np.int64), keys[:0]
+            chosen = self._admitted(keys, np.flatnonzero(self._locate(keys)[0] < 0), shown, step)
+        missing, counts, fresh = np.empty(len(keys), np.int64), np.zeros(5, np.int64), keys[:0]
         places = (missing, counts, *self._before.room(len(keys)))
-        arguments = (self._bits, rates, self._hyper, self._streams, step, *places, *self._workspace)
+        arguments = (self._bits, rates, self._hyper, self._streams, step, *places)
+        rest = (seen.event_time, self.spec.score.decay, *self._workspace)
         pushed, sent = keys, gradients
         try:
-            created = self._kernels.push(*self._memory, keys, gradients, *arguments)
-            if created:
-                absent = missing[:created].copy()
-                self._create(keys[absent], rates)
-                pushed, sent, fresh = keys[absent], gradients[absent], keys[absent]
-                self._kernels.push(*self._memory, pushed, sent, *arguments)
+            absent = self._kernels.push(*self._memory, keys, gradients, *arguments, shown, *rest)
+            if absent:
+                if chosen is None:
+                    chosen = self._admitted(keys, missing[:absent].copy(), shown, step)
+                self._create(keys[chosen], rates, seen.event_time)
+                pushed, sent, fresh = keys[chosen], gradients[chosen], keys[chosen]
+                self._kernels.push(
+                    *self._memory, pushed, sent, *arguments, shown[chosen] if len(shown) else shown, *rest
+                )
         except Exception as error:
             if not self._layout.kernels.may_raise:
                 raise
-            self._before.put_back(self._memory[0], int(counts[0]))
+            self._before.put_back(self._memory[0], int(counts[4]))
             self._remove(fresh)
             at = slice(counts[3], counts[3] + 1)
             raise blame_optimizers(self, error, "update", pushed[at], rates, step, sent[at]) from error
-        self.created += created
-        return self._counted(counts[:3], created)
+        self.created += len(fresh)
+        return self._counted(counts[:3], len(fresh), absent - len(fresh))
 
     @property
     def may_raise(self) -> bool:
@@ -219,8 +241,17 @@ class Table:
         present: NDArray[np.bool_] = self._locate(keys)[0] >= 0
         return present
 
-    def write_values(self, keys: UniqueKeys, values: Rows, segment: str | None = None) -> PushCounts:
-        """Set the values (float32 [n, dim]) of a segment or of whole rows, creating rows. State stays, or is initial.
+    def write_values(
+        self,
+        keys: UniqueKeys,
+        values: Rows,
+        segment: str | None = None,
+        *,
+        step: int = 0,
+        seen: Seen = NOTHING_SEEN,
+    ) -> PushCounts:
+        """Set the values (float32 [n, dim]) of a segment or of whole rows, creating rows of admitted keys. State
+        stays, or is initial.
 
         Raises RequestError for a wrong shape, MemoryLimitError when there is no room; both before anything is written.
         """
@@ -231,13 +262,11 @@ class Table:
         if values.shape != (len(keys), width):
             raise RequestError(f"table {self.name!r}: values {values.shape} for {len(keys)} keys of width {width}")
         keys = np.ascontiguousarray(keys, np.uint64)
-        absent = np.flatnonzero(self._reserve_missing(keys) < 0)
-        if len(absent):
-            self._create(keys[absent], self._own_rates)
-            self.created += len(absent)
-        addresses, _ = self._locate(keys)
-        refused = self._overwrite(addresses, place, column, values)
-        return PushCounts(len(keys) - refused, len(absent), refused)
+        addresses, made = self._rows_for(keys, seen, step)
+        present = addresses >= 0
+        nonfinite = self._overwrite(addresses[present], place, column, values[present])
+        num_rows = int(np.count_nonzero(present))
+        return PushCounts(num_rows - nonfinite, len(made), nonfinite, len(keys) - num_rows)
 
     def read_images(self, bucket: int) -> Iterator[tuple[Keys, Images]]:
         """(keys, images) of at most 4096 rows at a time, in row order."""
@@ -268,10 +297,12 @@ class Table:
     def drop_bucket(self, bucket: int) -> None:
         """Delete all rows of a bucket and give their memory back."""
         self._buckets.drop(bucket)
+        self.admission.drop_bucket(bucket)
 
     def clear(self) -> None:
         """Delete all rows and give their memory back."""
         self._buckets.clear()
+        self.admission.clear()
 
     @property
     def _memory(self) -> tuple[NDArray[np.uint32], Floats, NDArray[np.uint16], NDArray[np.int64]]:
@@ -324,11 +355,56 @@ class Table:
         index.append(arena.words, table, keys, *place, addresses, self._workspace[0])
         return addresses
 
-    def _create(self, keys: UniqueKeys, rates: Floats) -> None:
-        counts, arena = np.zeros(self.num_buckets, np.int64), self._buckets.arena
+    def _shown(self, keys: UniqueKeys, seen: Seen) -> Floats:
+        """float32 [n, 2]: shows and clicks of each key."""
+        if seen.counts is not None:
+            if seen.counts.shape != (len(keys), 2):
+                raise RequestError(f"table {self.name!r}: counts {seen.counts.shape} for {len(keys)} keys")
+            return np.ascontiguousarray(seen.counts, np.float32)
+        return np.tile(np.array([1, 0], np.float32), (len(keys) if self.spec.wants_counts else 0, 1))
+
+    def _admitted(self, keys: Keys, absent: NDArray[np.int64], shown: Floats, step: int) -> NDArray[np.int64]:
+        """Of the places of keys without a row those that get one, in their order: admitted, and there is room.
+
+        Raises MemoryLimitError when there is none, unless the table refuses then.
+        """
+        chosen = absent
+        if not self.admission.is_open:
+            mask = self.admission.admit(keys[absent], shown[absent] if len(shown) else None, step=step)
+            chosen = absent[mask]
+            self.refused += len(absent) - len(chosen)
+        try:
+            self._reserve(keys[chosen])
+        except MemoryLimitError:
+            if self.spec.when_full == "error":
+                raise
+            self.turned_away += len(chosen)
+            chosen = chosen[:0]
+        return chosen
+
+    def _rows_for(self, keys: UniqueKeys, seen: Seen, step: int) -> tuple[NDArray[np.int64], UniqueKeys]:
+        """The rows of keys, made where they are missing and admitted: their addresses, -1 where there is none, and the
+        keys of those that were made.
+        """
+        absent = np.flatnonzero(self._locate(keys)[0] < 0)
+        made = keys[self._admitted(keys, absent, self._shown(keys, seen), step)]
+        self._create(made, self._own_rates, seen.event_time)
+        self.created += len(made)
+        return self._locate(keys)[0], made
+
+    def _reserve(self, keys: UniqueKeys) -> None:
+        counts = np.zeros(self.num_buckets, np.int64)
         index.count_by_bucket(keys, self._bits, counts)
         self._buckets.reserve(counts)
+
+    def _create(self, keys: UniqueKeys, rates: Floats, event_time: int) -> None:
+        if not len(keys):
+            return
+        arena = self._buckets.arena
+        self._reserve(keys)
         addresses = self._append(keys)
+        if self.spec.keeps_time:
+            arena.words[addresses + LAST_SEEN] = event_time
         scratch = self._workspace[2]
         try:
             self._kernels.create(
@@ -372,8 +448,8 @@ class Table:
             newest_first = np.ascontiguousarray(keys[::-1])
             index.remove(arena.words, self._buckets.table, newest_first, self._bits, layout.block_shift, layout.stride)
 
-    def _counted(self, counts: NDArray[np.int64], created: int) -> PushCounts:
+    def _counted(self, counts: NDArray[np.int64], created: int, refused: int = 0) -> PushCounts:
         applied, nonfinite, saturated = (int(count) for count in counts)
         self.saturated += saturated
         self.nonfinite += nonfinite
-        return PushCounts(applied, created, nonfinite)
+        return PushCounts(applied, created, nonfinite, refused)

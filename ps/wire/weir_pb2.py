@@ -24,47 +24,47 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\nweir.proto\x12\x07weir.v1\"\xca\x01\n\x07Request\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x15\n\rrouting_epoch\x18\x02 \x01(\x04\x12\x0e\n\x06\x63lient\x18\x03 \x01(\x06\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12\x0c\n\x04step\x18\x05 \x01(\x03\x12\x1d\n\x05group\x18\x06 \x01(\x0b\x32\x0e.weir.v1.Group\x12\x1c\n\x05\x63\x61lls\x18\x07 \x03(\x0b\x32\r.weir.v1.Call\x12%\n\x06shared\x18\x08 \x01(\x0b\x32\x15.weir.v1.SharedBuffer\"I\n\x0cSharedBuffer\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x12\n\ndescriptor\x18\x02 \x01(\r\x12\n\n\x02id\x18\x03 \x01(\x06\x12\x0c\n\x04size\x18\x04 \x01(\x04\"&\n\x05Range\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\"8\n\x05Group\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\r\n\x05world\x18\x03 \x01(\r\"\xa4\x02\n\x04\x43\x61ll\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0e\n\x06psfunc\x18\x02 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x03 \x01(\x0c\x12\x0c\n\x04keys\x18\x04 \x01(\x0c\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\x12\x1d\n\x05\x64type\x18\x06 \x01(\x0e\x32\x0e.weir.v1.Dtype\x12\x16\n\x0elearning_rates\x18\x07 \x03(\x02\x12\x12\n\ndrop_above\x18\x08 \x01(\x02\x12\x12\n\ndrop_below\x18\t \x01(\x02\x12#\n\x0bshared_keys\x18\n \x01(\x0b\x32\x0e.weir.v1.Range\x12&\n\x0eshared_payload\x18\x0b \x01(\x0b\x32\x0e.weir.v1.Range\x12$\n\x0cshared_reply\x18\x0c \x01(\x0b\x32\x0e.weir.v1.Range\")\n\x05Reply\x12 \n\x07results\x18\x01 \x03(\x0b\x32\x0f.weir.v1.Result\"\xcb\x01\n\x06Result\x12\x0e\n\x06values\x18\x01 \x01(\x0c\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x13\n\x0bnum_applied\x18\x03 \x01(\x04\x12\x13\n\x0bnum_created\x18\x04 \x01(\x04\x12\x15\n\rnum_nonfinite\x18\x05 \x01(\x04\x12\x19\n\x11num_dropped_above\x18\x06 \x01(\x04\x12\x19\n\x11num_dropped_below\x18\x07 \x01(\x04\x12\x13\n\x0bnum_skipped\x18\x08 \x01(\x04\x12\x14\n\x0cshared_bytes\x18\t \x01(\x04\"W\n\rAssignRequest\x12\x14\n\x0c\x63luster_spec\x18\x01 \x01(\x0c\x12!\n\x07routing\x18\x02 \x01(\x0b\x32\x10.weir.v1.Routing\x12\r\n\x05shard\x18\x03 \x01(\r\"\r\n\x0b\x41ssignReply\";\n\x07Routing\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06owners\x18\x02 \x01(\x0c\x12\x11\n\taddresses\x18\x03 \x03(\t\" \n\x0bSaveRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\"\x1d\n\tSaveReply\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\"#\n\x0eRestoreRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\" \n\x0cRestoreReply\x12\x10\n\x08num_rows\x18\x01 \x01(\x04\"\x0f\n\rStatusRequest\"\xb8\x01\n\x0bStatusReply\x12\x14\n\x0c\x63luster_spec\x18\x01 \x01(\x0c\x12!\n\x07routing\x18\x02 \x01(\x0b\x32\x10.weir.v1.Routing\x12\r\n\x05shard\x18\x03 \x01(\r\x12\x0e\n\x06tables\x18\x04 \x01(\x0c\x12\x13\n\x0bqueue_depth\x18\x05 \x01(\x04\x12\x16\n\x0euptime_seconds\x18\x06 \x01(\x01\x12\x17\n\x0fmetrics_address\x18\x07 \x01(\t\x12\x0b\n\x03pid\x18\x08 \x01(\x04*/\n\x05\x44type\x12\x0b\n\x07\x46LOAT32\x10\x00\x12\x0b\n\x07\x46LOAT16\x10\x01\x12\x0c\n\x08\x42\x46LOAT16\x10\x02\x32\x91\x02\n\x05Shard\x12+\n\x07\x45xecute\x12\x10.weir.v1.Request\x1a\x0e.weir.v1.Reply\x12\x36\n\x06\x41ssign\x12\x16.weir.v1.AssignRequest\x1a\x14.weir.v1.AssignReply\x12\x30\n\x04Save\x12\x14.weir.v1.SaveRequest\x1a\x12.weir.v1.SaveReply\x12\x39\n\x07Restore\x12\x17.weir.v1.RestoreRequest\x1a\x15.weir.v1.RestoreReply\x12\x36\n\x06Status\x12\x16.weir.v1.StatusRequest\x1a\x14.weir.v1.StatusReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\nweir.proto\x12\x07weir.v1\"\xde\x01\n\x07Request\x12\x14\n\x0cwire_version\x18\x01 \x01(\r\x12\x15\n\rrouting_epoch\x18\x02 \x01(\x04\x12\x0e\n\x06\x63lient\x18\x03 \x01(\x06\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12\x0c\n\x04step\x18\x05 \x01(\x03\x12\x1d\n\x05group\x18\x06 \x01(\x0b\x32\x0e.weir.v1.Group\x12\x1c\n\x05\x63\x61lls\x18\x07 \x03(\x0b\x32\r.weir.v1.Call\x12\x12\n\nevent_time\x18\t \x01(\x03\x12%\n\x06shared\x18\x08 \x01(\x0b\x32\x15.weir.v1.SharedBuffer\"I\n\x0cSharedBuffer\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x12\n\ndescriptor\x18\x02 \x01(\r\x12\n\n\x02id\x18\x03 \x01(\x06\x12\x0c\n\x04size\x18\x04 \x01(\x04\"&\n\x05Range\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\"8\n\x05Group\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\r\n\x05world\x18\x03 \x01(\r\"\xdb\x02\n\x04\x43\x61ll\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0e\n\x06psfunc\x18\x02 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x03 \x01(\x0c\x12\x0c\n\x04keys\x18\x04 \x01(\x0c\x12\x0f\n\x07payload\x18\x05 \x01(\x0c\x12\x1d\n\x05\x64type\x18\x06 \x01(\x0e\x32\x0e.weir.v1.Dtype\x12\x16\n\x0elearning_rates\x18\x07 \x03(\x02\x12\x12\n\ndrop_above\x18\x08 \x01(\x02\x12\x12\n\ndrop_below\x18\t \x01(\x02\x12#\n\x0bshared_keys\x18\n \x01(\x0b\x32\x0e.weir.v1.Range\x12&\n\x0eshared_payload\x18\x0b \x01(\x0b\x32\x0e.weir.v1.Range\x12$\n\x0cshared_reply\x18\x0c \x01(\x0b\x32\x0e.weir.v1.Range\x12\x0e\n\x06\x63ounts\x18\r \x01(\x0c\x12%\n\rshared_counts\x18\x0e \x01(\x0b\x32\x0e.weir.v1.Range\")\n\x05Reply\x12 \n\x07results\x18\x01 \x03(\x0b\x32\x0f.weir.v1.Result\"\xe0\x01\n\x06Result\x12\x0e\n\x06values\x18\x01 \x01(\x0c\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\x12\x13\n\x0bnum_applied\x18\x03 \x01(\x04\x12\x13\n\x0bnum_created\x18\x04 \x01(\x04\x12\x15\n\rnum_nonfinite\x18\x05 \x01(\x04\x12\x19\n\x11num_dropped_above\x18\x06 \x01(\x04\x12\x19\n\x11num_dropped_below\x18\x07 \x01(\x04\x12\x13\n\x0bnum_skipped\x18\x08 \x01(\x04\x12\x13\n\x0bnum_refused\x18\n \x01(\x04\x12\x14\n\x0cshared_bytes\x18\t \x01(\x04\"W\n\rAssignRequest\x12\x14\n\x0c\x63luster_spec\x18\x01 \x01(\x0c\x12!\n\x07routing\x18\x02 \x01(\x0b\x32\x10.weir.v1.Routing\x12\r\n\x05shard\x18\x03 \x01(\r\"\r\n\x0b\x41ssignReply\";\n\x07Routing\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0e\n\x06owners\x18\x02 \x01(\x0c\x12\x11\n\taddresses\x18\x03 \x03(\t\" \n\x0bSaveRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\"\x1d\n\tSaveReply\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\"#\n\x0eRestoreRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\" \n\x0cRestoreReply\x12\x10\n\x08num_rows\x18\x01 \x01(\x04\"\x0f\n\rStatusRequest\"\xb8\x01\n\x0bStatusReply\x12\x14\n\x0c\x63luster_spec\x18\x01 \x01(\x0c\x12!\n\x07routing\x18\x02 \x01(\x0b\x32\x10.weir.v1.Routing\x12\r\n\x05shard\x18\x03 \x01(\r\x12\x0e\n\x06tables\x18\x04 \x01(\x0c\x12\x13\n\x0bqueue_depth\x18\x05 \x01(\x04\x12\x16\n\x0euptime_seconds\x18\x06 \x01(\x01\x12\x17\n\x0fmetrics_address\x18\x07 \x01(\t\x12\x0b\n\x03pid\x18\x08 \x01(\x04*/\n\x05\x44type\x12\x0b\n\x07\x46LOAT32\x10\x00\x12\x0b\n\x07\x46LOAT16\x10\x01\x12\x0c\n\x08\x42\x46LOAT16\x10\x02\x32\x91\x02\n\x05Shard\x12+\n\x07\x45xecute\x12\x10.weir.v1.Request\x1a\x0e.weir.v1.Reply\x12\x36\n\x06\x41ssign\x12\x16.weir.v1.AssignRequest\x1a\x14.weir.v1.AssignReply\x12\x30\n\x04Save\x12\x14.weir.v1.SaveRequest\x1a\x12.weir.v1.SaveReply\x12\x39\n\x07Restore\x12\x17.weir.v1.RestoreRequest\x1a\x15.weir.v1.RestoreReply\x12\x36\n\x06Status\x12\x16.weir.v1.StatusRequest\x1a\x14.weir.v1.StatusReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'weir_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=1450
-  _globals['_DTYPE']._serialized_end=1497
+  _globals['_DTYPE']._serialized_start=1546
+  _globals['_DTYPE']._serialized_end=1593
   _globals['_REQUEST']._serialized_start=24
-  _globals['_REQUEST']._serialized_end=226
-  _globals['_SHAREDBUFFER']._serialized_start=228
-  _globals['_SHAREDBUFFER']._serialized_end=301
-  _globals['_RANGE']._serialized_start=303
-  _globals['_RANGE']._serialized_end=341
-  _globals['_GROUP']._serialized_start=343
-  _globals['_GROUP']._serialized_end=399
-  _globals['_CALL']._serialized_start=402
-  _globals['_CALL']._serialized_end=694
-  _globals['_REPLY']._serialized_start=696
-  _globals['_REPLY']._serialized_end=737
-  _globals['_RESULT']._serialized_start=740
-  _globals['_RESULT']._serialized_end=943
-  _globals['_ASSIGNREQUEST']._serialized_start=945
-  _globals['_ASSIGNREQUEST']._serialized_end=1032
-  _globals['_ASSIGNREPLY']._serialized_start=1034
-  _globals['_ASSIGNREPLY']._serialized_end=1047
-  _globals['_ROUTING']._serialized_start=1049
-  _globals['_ROUTING']._serialized_end=1108
-  _globals['_SAVEREQUEST']._serialized_start=1110
-  _globals['_SAVEREQUEST']._serialized_end=1142
-  _globals['_SAVEREPLY']._serialized_start=1144
-  _globals['_SAVEREPLY']._serialized_end=1173
-  _globals['_RESTOREREQUEST']._serialized_start=1175
-  _globals['_RESTOREREQUEST']._serialized_end=1210
-  _globals['_RESTOREREPLY']._serialized_start=1212
-  _globals['_RESTOREREPLY']._serialized_end=1244
-  _globals['_STATUSREQUEST']._serialized_start=1246
-  _globals['_STATUSREQUEST']._serialized_end=1261
-  _globals['_STATUSREPLY']._serialized_start=1264
-  _globals['_STATUSREPLY']._serialized_end=1448
-  _globals['_SHARD']._serialized_start=1500
-  _globals['_SHARD']._serialized_end=1773
+  _globals['_REQUEST']._serialized_end=246
+  _globals['_SHAREDBUFFER']._serialized_start=248
+  _globals['_SHAREDBUFFER']._serialized_end=321
+  _globals['_RANGE']._serialized_start=323
+  _globals['_RANGE']._serialized_end=361
+  _globals['_GROUP']._serialized_start=363
+  _globals['_GROUP']._serialized_end=419
+  _globals['_CALL']._serialized_start=422
+  _globals['_CALL']._serialized_end=769
+  _globals['_REPLY']._serialized_start=771
+  _globals['_REPLY']._serialized_end=812
+  _globals['_RESULT']._serialized_start=815
+  _globals['_RESULT']._serialized_end=1039
+  _globals['_ASSIGNREQUEST']._serialized_start=1041
+  _globals['_ASSIGNREQUEST']._serialized_end=1128
+  _globals['_ASSIGNREPLY']._serialized_start=1130
+  _globals['_ASSIGNREPLY']._serialized_end=1143
+  _globals['_ROUTING']._serialized_start=1145
+  _globals['_ROUTING']._serialized_end=1204
+  _globals['_SAVEREQUEST']._serialized_start=1206
+  _globals['_SAVEREQUEST']._serialized_end=1238
+  _globals['_SAVEREPLY']._serialized_start=1240
+  _globals['_SAVEREPLY']._serialized_end=1269
+  _globals['_RESTOREREQUEST']._serialized_start=1271
+  _globals['_RESTOREREQUEST']._serialized_end=1306
+  _globals['_RESTOREREPLY']._serialized_start=1308
+  _globals['_RESTOREREPLY']._serialized_end=1340
+  _globals['_STATUSREQUEST']._serialized_start=1342
+  _globals['_STATUSREQUEST']._serialized_end=1357
+  _globals['_STATUSREPLY']._serialized_start=1360
+  _globals['_STATUSREPLY']._serialized_end=1544
+  _globals['_SHARD']._serialized_start=1596
+  _globals['_SHARD']._serialized_end=1869
 # @@protoc_insertion_point(module_scope)

@@ -17,7 +17,7 @@ FLOAT16: Dtype
 BFLOAT16: Dtype
 
 class Request(_message.Message):
-    __slots__ = ("wire_version", "routing_epoch", "client", "sequence", "step", "group", "calls", "shared")
+    __slots__ = ("wire_version", "routing_epoch", "client", "sequence", "step", "group", "calls", "event_time", "shared")
     WIRE_VERSION_FIELD_NUMBER: _ClassVar[int]
     ROUTING_EPOCH_FIELD_NUMBER: _ClassVar[int]
     CLIENT_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class Request(_message.Message):
     STEP_FIELD_NUMBER: _ClassVar[int]
     GROUP_FIELD_NUMBER: _ClassVar[int]
     CALLS_FIELD_NUMBER: _ClassVar[int]
+    EVENT_TIME_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
     wire_version: int
     routing_epoch: int
@@ -33,8 +34,9 @@ class Request(_message.Message):
     step: int
     group: Group
     calls: _containers.RepeatedCompositeFieldContainer[Call]
+    event_time: int
     shared: SharedBuffer
-    def __init__(self, wire_version: _Optional[int] = ..., routing_epoch: _Optional[int] = ..., client: _Optional[int] = ..., sequence: _Optional[int] = ..., step: _Optional[int] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ..., shared: _Optional[_Union[SharedBuffer, _Mapping]] = ...) -> None: ...
+    def __init__(self, wire_version: _Optional[int] = ..., routing_epoch: _Optional[int] = ..., client: _Optional[int] = ..., sequence: _Optional[int] = ..., step: _Optional[int] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., calls: _Optional[_Iterable[_Union[Call, _Mapping]]] = ..., event_time: _Optional[int] = ..., shared: _Optional[_Union[SharedBuffer, _Mapping]] = ...) -> None: ...
 
 class SharedBuffer(_message.Message):
     __slots__ = ("pid", "descriptor", "id", "size")
@@ -67,7 +69,7 @@ class Group(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., rank: _Optional[int] = ..., world: _Optional[int] = ...) -> None: ...
 
 class Call(_message.Message):
-    __slots__ = ("table", "psfunc", "args", "keys", "payload", "dtype", "learning_rates", "drop_above", "drop_below", "shared_keys", "shared_payload", "shared_reply")
+    __slots__ = ("table", "psfunc", "args", "keys", "payload", "dtype", "learning_rates", "drop_above", "drop_below", "shared_keys", "shared_payload", "shared_reply", "counts", "shared_counts")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     PSFUNC_FIELD_NUMBER: _ClassVar[int]
     ARGS_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +82,8 @@ class Call(_message.Message):
     SHARED_KEYS_FIELD_NUMBER: _ClassVar[int]
     SHARED_PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     SHARED_REPLY_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_COUNTS_FIELD_NUMBER: _ClassVar[int]
     table: str
     psfunc: str
     args: bytes
@@ -92,7 +96,9 @@ class Call(_message.Message):
     shared_keys: Range
     shared_payload: Range
     shared_reply: Range
-    def __init__(self, table: _Optional[str] = ..., psfunc: _Optional[str] = ..., args: _Optional[bytes] = ..., keys: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., learning_rates: _Optional[_Iterable[float]] = ..., drop_above: _Optional[float] = ..., drop_below: _Optional[float] = ..., shared_keys: _Optional[_Union[Range, _Mapping]] = ..., shared_payload: _Optional[_Union[Range, _Mapping]] = ..., shared_reply: _Optional[_Union[Range, _Mapping]] = ...) -> None: ...
+    counts: bytes
+    shared_counts: Range
+    def __init__(self, table: _Optional[str] = ..., psfunc: _Optional[str] = ..., args: _Optional[bytes] = ..., keys: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., learning_rates: _Optional[_Iterable[float]] = ..., drop_above: _Optional[float] = ..., drop_below: _Optional[float] = ..., shared_keys: _Optional[_Union[Range, _Mapping]] = ..., shared_payload: _Optional[_Union[Range, _Mapping]] = ..., shared_reply: _Optional[_Union[Range, _Mapping]] = ..., counts: _Optional[bytes] = ..., shared_counts: _Optional[_Union[Range, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("results",)
@@ -101,7 +107,7 @@ class Reply(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[Result, _Mapping]]] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("values", "payload", "num_applied", "num_created", "num_nonfinite", "num_dropped_above", "num_dropped_below", "num_skipped", "shared_bytes")
+    __slots__ = ("values", "payload", "num_applied", "num_created", "num_nonfinite", "num_dropped_above", "num_dropped_below", "num_skipped", "num_refused", "shared_bytes")
     VALUES_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     NUM_APPLIED_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +116,7 @@ class Result(_message.Message):
     NUM_DROPPED_ABOVE_FIELD_NUMBER: _ClassVar[int]
     NUM_DROPPED_BELOW_FIELD_NUMBER: _ClassVar[int]
     NUM_SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    NUM_REFUSED_FIELD_NUMBER: _ClassVar[int]
     SHARED_BYTES_FIELD_NUMBER: _ClassVar[int]
     values: bytes
     payload: bytes
@@ -119,8 +126,9 @@ class Result(_message.Message):
     num_dropped_above: int
     num_dropped_below: int
     num_skipped: int
+    num_refused: int
     shared_bytes: int
-    def __init__(self, values: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., num_applied: _Optional[int] = ..., num_created: _Optional[int] = ..., num_nonfinite: _Optional[int] = ..., num_dropped_above: _Optional[int] = ..., num_dropped_below: _Optional[int] = ..., num_skipped: _Optional[int] = ..., shared_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, values: _Optional[bytes] = ..., payload: _Optional[bytes] = ..., num_applied: _Optional[int] = ..., num_created: _Optional[int] = ..., num_nonfinite: _Optional[int] = ..., num_dropped_above: _Optional[int] = ..., num_dropped_below: _Optional[int] = ..., num_skipped: _Optional[int] = ..., num_refused: _Optional[int] = ..., shared_bytes: _Optional[int] = ...) -> None: ...
 
 class AssignRequest(_message.Message):
     __slots__ = ("cluster_spec", "routing", "shard")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ps.errors import ExpiredError, RequestError
-from ps.synchronous import Groups, Place, global_batch
+from ps.synchronous import Groups, Place, RankPart, global_batch
 from tests.ps.driving import NUM_BUCKETS, keys_of
 
 
@@ -65,11 +65,11 @@ def test_global_batch_sums_in_rank_order(parts):
     for part in parts:
         keys = keys_of(*part)
         by_key = {int(keys_of(number)[0]): value for number, value in part.items()}
-        built.append((keys, np.array([[by_key[int(key)]] * 2 for key in keys], np.float32).reshape(-1, 2)))
+        built.append(RankPart(keys, np.array([[by_key[int(key)]] * 2 for key in keys], np.float32).reshape(-1, 2)))
     batch = global_batch(built, world=len(parts), num_buckets=NUM_BUCKETS)
     expected = {}
-    for keys, gradients in built:
-        for key, gradient in zip(keys.tolist(), gradients):
+    for part in built:
+        for key, gradient in zip(part.keys.tolist(), part.gradients):
             expected[key] = expected.get(key, np.zeros(2, np.float32)) + gradient
     assert set(batch.keys.tolist()) == set(expected)
     assert len(batch.keys) == len(expected)
@@ -87,8 +87,8 @@ def keys_of_raw(keys):
 def test_thresholds_judge_the_mean():
     keys = keys_of(1, 2, 3)
     parts = [
-        (keys, np.array([[3, 4], [0.1, 0], [1, 1]], np.float32)),
-        (keys, np.array([[3, 4], [0, 0], [1, 1]], np.float32)),
+        RankPart(keys, np.array([[3, 4], [0.1, 0], [1, 1]], np.float32)),
+        RankPart(keys, np.array([[3, 4], [0, 0], [1, 1]], np.float32)),
     ]
     batch = global_batch(parts, world=2, num_buckets=NUM_BUCKETS, drop_above=4.5, drop_below=0.1)
     assert (batch.num_above, batch.num_below, batch.num_nonfinite) == (1, 1, 0)

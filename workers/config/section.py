@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ConfigDict
 
-from ps.spec import Spec
+from ps.strict import Spec
 
 
 class Section(Spec):

@@ -47,12 +47,16 @@ class SegmentLayout:
 
 @dataclass(frozen=True)
 class KernelLayout:
-    """All constants that the kernels of a table are compiled for. check: users' functions get bounds checks."""
+    """All constants that the kernels of a table are compiled for. check: users' functions get bounds checks.
+
+    metadata_words: behind the key: 0; 1: last_seen; 3: last_seen, shows, clicks.
+    """
 
     stride: int  # words of a row, key included
     block_shift: int
     segments: tuple[SegmentLayout, ...]
     check: bool = False
+    metadata_words: int = 0
 
     @property
     def may_raise(self) -> bool:
@@ -171,6 +175,8 @@ def _table_text(layout: KernelLayout, modules: list[str]) -> str:
         f"WIDTH = {sum(s.dim for s in layout.segments)}",
         f"SCRATCH = {sum(s.dim + s.state_dim for s in layout.segments)}",
         f"MAY_RAISE = {layout.may_raise}",
+        f"KEEPS_TIME = {layout.metadata_words > 0}",
+        f"KEEPS_COUNTS = {layout.metadata_words > 1}",
     ]
     for name, arguments, selects, join in _ROW_FUNCTIONS:
         lines += ["@inlined", f"def {name}_row({'segment, ' if selects else ''}{arguments}):"]

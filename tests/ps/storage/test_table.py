@@ -76,7 +76,7 @@ def test_every_optimizer_to_the_bit(spec):
         keys = rng.choice(40, 20, replace=False).astype(np.uint64)
         g = gradients(rng, keys, spec)
         counts = table.push(keys, g, step=step, learning_rates=RATES)
-        assert counts == (20, oracle.push(keys, g, step, RATES), 0)
+        assert counts[:3] == (20, oracle.push(keys, g, step, RATES), 0)
         if step % 2 == 0:
             assert sum(table.sweep(b, step=step, learning_rates=RATES) for b in range(4)) == len(oracle.rows)
             oracle.sweep(step, RATES)
@@ -206,7 +206,7 @@ def test_a_row_that_would_not_be_finite_stays_and_is_counted():
     first = table.pull(keys)
     g = np.ones((4, 4), np.float32)
     g[1, 2], g[2, 0], g[3, 3] = np.nan, np.inf, 3e38  # the last one's square overflows
-    assert table.push(keys, g, step=1, learning_rates=ONE) == (1, 4, 3)
+    assert table.push(keys, g, step=1, learning_rates=ONE) == (1, 4, 3, 0)
     assert np.array_equal(table.pull(keys)[1:], first[1:])
     assert not np.array_equal(table.pull(keys)[0], first[0])
     assert table.nonfinite == 3

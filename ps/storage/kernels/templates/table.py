@@ -7,6 +7,7 @@ import numpy as np
 
 from ps.storage.kernels.build import array, inlined, readonly_array, typed_kernel
 from ps.storage.kernels.index import ADDRESSES, BUCKETS, CHUNK, HASH_RING, KEYS, WORDS, found_row, key_at, search_chunk
+from ps.storage.kernels.metadata import touch
 from ps.storage.kernels.views import borrow, part, stream
 
 # layout
@@ -17,6 +18,8 @@ BLOCK_SHIFT = 6  # 2 ** BLOCK_SHIFT rows in a block
 WIDTH = 4  # floats of a decoded row
 SCRATCH = 8  # floats of all values and states
 MAY_RAISE = False  # a row function is a user's: push remembers what rows were, so that they can be put back
+KEEPS_TIME = False  # rows remember their last push, and
+KEEPS_COUNTS = False  # shows and clicks
 
 
 @inlined
@@ -90,7 +93,7 @@ ROWS, OUT_ROWS = readonly_array("float32", 2), array("float32", 2)
 COUNTS = array("int64")
 # Scratch of the caller: two rings of the search, and a row's values and state as float32 and (the same memory) uint16.
 WORKSPACE = (HASH_RING, ADDRESSES, FLOATS, HALVES)
-APPLIED, NONFINITE, SATURATED, AT = 0, 1, 2, 3
+APPLIED, NONFINITE, SATURATED, AT, REMEMBERED = 0, 1, 2, 3, 4
 INFINITE = np.uint32(0x7F800000)
 BEFORE = array("uint32", 2)  # images [n, STRIDE - 2] of rows
 
@@ -148,6 +151,9 @@ def pull(
     COUNTS,
     BEFORE,
     ADDRESSES,
+    ROWS,
+    "int64",
+    "float64",
     *WORKSPACE,
 )
 def push(
@@ -166,6 +172,9 @@ def push(
     counts,
     before,
     before_addresses,
+    seen,
+    now,
+    decay,
     hashes,
     addresses,
     scratch,
@@ -173,13 +182,14 @@ def push(
 ):
     """Update the rows that exist; missing [n]: places of the keys without a row. Returns how many those are.
 
-    Where MAY_RAISE, the first counts[APPLIED] of `before` and `before_addresses` are what rows were, and counts[AT] is
-    the key at work.
+    seen: [n, 2], shows and clicks of each key, where KEEPS_COUNTS; now: event time in seconds; decay: of counts, a day.
+    Where MAY_RAISE, the first counts[REMEMBERED] of `before` and `before_addresses` are what rows were, and counts[AT]
+    is the key at work.
     """
     words, floats, halves, buckets = borrow(words), borrow(floats), borrow(halves), borrow(buckets)
     keys, gradients, learning_rates = borrow(keys), borrow(gradients), borrow(learning_rates)
     hyper, streams, hashes, addresses = borrow(hyper), borrow(streams), borrow(hashes), borrow(addresses)
-    before, before_addresses = borrow(before), borrow(before_addresses)
+    before, before_addresses, seen = borrow(before), borrow(before_addresses), borrow(seen)
     scratch, num_missing = borrow(scratch), np.int64(0)
     for start in range(0, keys.shape[0], CHUNK):
         length = min(CHUNK, keys.shape[0] - start)
@@ -194,11 +204,16 @@ def push(
             if MAY_RAISE:
                 counts[AT] = start + i
             greatest = stage_row(floats, halves, address, key, gradients, base, learning_rates, hyper, step, scratch)
+            if MAY_RAISE:
+                _remember(words, address, before, before_addresses, counts[REMEMBERED])
+                counts[REMEMBERED] += 1
+            if KEEPS_COUNTS:
+                touch(words, floats, address, seen[start + i, 0], seen[start + i, 1], now, decay, True)
+            elif KEEPS_TIME:
+                touch(words, floats, address, np.float32(0), np.float32(0), now, decay, False)
             if greatest >= INFINITE:
                 counts[NONFINITE] += 1
             else:
-                if MAY_RAISE:
-                    _remember(words, address, before, before_addresses, counts[APPLIED])
                 counts[APPLIED] += 1
                 counts[SATURATED] += commit_row(floats, halves, address, key, streams, step, scratch)
     return num_missing

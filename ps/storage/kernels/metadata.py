@@ -1,0 +1,60 @@
+"""What a row remembers beside values and state: when it was last pushed, how often it was shown and clicked.
+
+Words LAST_SEEN (uint32 seconds), SHOWS and CLICKS (float32) of a row, as far as its table keeps them. Counts are those
+at the day of LAST_SEEN; `decayed` brings them to a later day. Integer operations and products only: the same bits
+everywhere.
+"""
+
+import numpy as np
+
+from ps.storage.kernels.build import array, inlined, readonly_array, typed_kernel
+from ps.storage.kernels.views import borrow
+
+LAST_SEEN, SHOWS, CLICKS = 2, 3, 4  # words from the start of a row
+DAY = 86_400
+
+
+@inlined
+def decay_between(decay, earlier, later):
+    """float32: decay ** (days from earlier to later, both in seconds), 1 for none or for an earlier `later`."""
+    days, result = later // DAY - earlier // DAY, 1.0
+    while days > 0:
+        if days & 1:
+            result *= decay
+        decay *= decay
+        days >>= 1
+    return np.float32(result)
+
+
+@inlined
+def touch(words, floats, address, shows, clicks, now, decay, keeps_counts):
+    """A push at time `now` (int64 seconds) with so many shows and clicks."""
+    last = np.int64(words[address + LAST_SEEN])
+    if keeps_counts:
+        factor = decay_between(decay, last, now)
+        floats[address + SHOWS] = floats[address + SHOWS] * factor + shows
+        floats[address + CLICKS] = floats[address + CLICKS] * factor + clicks
+    if now > last:
+        words[address + LAST_SEEN] = np.uint32(now)
+
+
+@typed_kernel(
+    "void",
+    array("uint32"),
+    array("float32"),
+    readonly_array("int64"),
+    "int64",
+    "float64",
+    "boolean",
+    array("int64"),
+    array("float32", 2),
+)
+def read_metadata(words, floats, addresses, now, decay, keeps_counts, last_seen, counts):
+    """last_seen [n] and, where they are kept, counts [n, 2] (shows, clicks) decayed to `now`, of rows that exist."""
+    words, floats, addresses = borrow(words), borrow(floats), borrow(addresses)
+    for i in range(addresses.shape[0]):
+        last_seen[i] = np.int64(words[addresses[i] + LAST_SEEN])
+        if keeps_counts:
+            factor = decay_between(decay, last_seen[i], now)
+            counts[i, 0] = floats[addresses[i] + SHOWS] * factor
+            counts[i, 1] = floats[addresses[i] + CLICKS] * factor
