@@ -17,7 +17,9 @@ from workers.text import aligned, as_yaml
 from workers.training.cluster import connect
 
 SLOT_STATISTICS = "slot_statistics"  # in the answers of `weir inspect` and `weir status`
-_HEADER = ("slot", "rows", "share", "bytes", "segment", "norm mean", "norm max", "zero", "coverage")
+_OF_SLOT = ("slot", "rows", "share", "bytes")
+_COUNTS = ("shows", "clicks")
+_OF_SEGMENT = ("segment", "norm mean", "norm max", "zero", "coverage")
 
 
 class RecordedSlots:
@@ -26,7 +28,7 @@ class RecordedSlots:
     def __init__(self, spec: ClusterSpec) -> None:
         # A record's rows pass through a table of its layout, which decodes them.
         self._tables = {name: Table(name, table, seed=spec.seed, num_buckets=1) for name, table in spec.tables.items()}
-        self._sums = {name: SlotSums(table.columns()) for name, table in spec.tables.items()}
+        self._sums = {name: SlotSums.of(table) for name, table in spec.tables.items()}
 
     def add(self, record: Record) -> None:
         """Raises CheckpointError for rows of another layout than the checkpoint's spec has."""
@@ -39,8 +41,8 @@ class RecordedSlots:
                 "use the psfunc modules that the checkpoint was made with"
             )
         table.write_images(record.keys, record.images)
-        values, initial = table.pull(record.keys), table.initial_values(record.keys)
-        self._sums[record.table].add(record.bucket, record.keys, values, initial, table.bytes_per_row)
+        for block in table.scan(0):
+            self._sums[record.table].add(record.bucket, table, block)
         table.clear()
 
     def summaries(self) -> dict[str, dict[int, SlotSummary]]:
@@ -74,11 +76,13 @@ def shown(result: Mapping[str, Any]) -> str:
 
 
 def _lines(slots: Mapping[str, Any]) -> str:
-    rows = []
+    rows, kept = [], any(found["shows"] is not None for found in slots.values())
+    counts = _COUNTS if kept else ()
     for slot, found in slots.items():
         left = [slot, str(found["rows"]), f"{found['share']:.2%}", str(found["num_bytes"])]
+        left += [f"{found[name]:.6g}" for name in counts]
         for segment, each in found["segments"].items():
             norms = [f"{each['norm_mean']:.4g}", f"{each['norm_max']:.4g}"]
             rows.append([*left, segment, *norms, f"{each['share_zero']:.2%}", f"{each['coverage']:.2%}"])
             left = [""] * len(left)
-    return aligned(_HEADER, rows)
+    return aligned((*_OF_SLOT, *counts, *_OF_SEGMENT), rows)

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ps.keys import slot_of
 from ps.psfunc import Answer, Kind, Psfunc, Running, Task, register
-from ps.types import Keys, Rows
+from ps.spec import TableSpec
 
-_OF_ROWS = 2  # sums of whole rows: rows, bytes
+if TYPE_CHECKING:
+    from ps.storage.table import Block, Table
+
+_OF_ROWS = 4  # sums of whole rows: rows, bytes, shows, clicks
 _OF_SEGMENT = 3  # sums of a segment: L2 norms, rows at zero, rows that moved
 
 
@@ -35,33 +38,44 @@ class SegmentStatistics:
 
 @dataclass(frozen=True)
 class SlotSummary:
-    """One slot of a table. share: of the table's rows. num_bytes: of its rows with key, values and state; the index and
-    room for rows to come are not counted.
+    """One slot of a table. share: of the table's rows. num_bytes: of its rows with key, metadata, values and state; the
+    index and room for rows to come are not counted. shows, clicks: sums over its rows, each as decayed when it was last
+    pushed; None where the table keeps none.
     """
 
     rows: int
     share: float
     num_bytes: int
+    shows: float | None
+    clicks: float | None
     segments: Mapping[str, SegmentStatistics]
 
 
 @dataclass
 class SlotSums:
-    """Sums by (bucket, slot): float64 [2 + 3 * segments], and the greatest norm of each segment, float64 [segments]."""
+    """Sums by (bucket, slot): float64 [4 + 3 * segments], and the greatest norm of each segment, float64 [segments]."""
 
     columns: Mapping[str, slice]  # of each segment in a decoded row
+    keeps_counts: bool  # whether rows have shows and clicks
     sums: dict[tuple[int, int], NDArray[np.float64]] = field(default_factory=dict)
     greatest: dict[tuple[int, int], NDArray[np.float64]] = field(default_factory=dict)
 
-    def add(self, bucket: int, keys: Keys, values: Rows, initial: Rows, row_bytes: int) -> None:
-        """Take rows of a bucket in. values, initial: float32 [n, width], what the rows are and what they began as."""
-        slots, place = np.unique(slot_of(keys), return_inverse=True)
+    @classmethod
+    def of(cls, spec: TableSpec) -> SlotSums:
+        return cls(spec.columns(), spec.keeps_counts)
+
+    def add(self, bucket: int, table: Table, block: Block) -> None:
+        """Take rows of a bucket in, a block of them as the table gives it."""
+        slots, place = np.unique(slot_of(block.keys), return_inverse=True)
+        initial = table.initial_values(block.keys)
         sums = np.zeros((len(slots), _OF_ROWS + _OF_SEGMENT * len(self.columns)))
         greatest = np.zeros((len(slots), len(self.columns)))
         sums[:, 0] = np.bincount(place)
-        sums[:, 1] = sums[:, 0] * row_bytes
+        sums[:, 1] = sums[:, 0] * table.bytes_per_row
+        for offset, counts in enumerate(block.counts.T):
+            sums[:, 2 + offset] = np.bincount(place, counts)
         for number, columns in enumerate(self.columns.values()):
-            part = values[:, columns]
+            part = block.values[:, columns]
             norms = np.sqrt(np.sum(np.square(part, dtype=np.float64), axis=1))
             moved = np.any(part != initial[:, columns], axis=1)
             at = _OF_ROWS + _OF_SEGMENT * number
@@ -89,6 +103,7 @@ class SlotSums:
         numbers = [np.concatenate([self.sums[pair], self.greatest[pair]]) for pair in self.sums]
         return {
             "segments": [[name, columns.start, columns.stop] for name, columns in self.columns.items()],
+            "keeps_counts": self.keeps_counts,
             "pairs": np.array(list(self.sums), "<i4").tobytes(),
             "numbers": np.array(numbers, "<f8").tobytes(),
         }
@@ -96,7 +111,8 @@ class SlotSums:
     @classmethod
     def decode(cls, encoded: Sequence[Mapping[str, Any]]) -> SlotSums:
         """The sums of all shards: at least one, each with buckets of its own."""
-        found = cls({name: slice(start, stop) for name, start, stop in encoded[0]["segments"]})
+        columns = {name: slice(start, stop) for name, start, stop in encoded[0]["segments"]}
+        found = cls(columns, encoded[0]["keeps_counts"])
         split = _OF_ROWS + _OF_SEGMENT * len(found.columns)
         for part in encoded:
             pairs = np.frombuffer(part["pairs"], "<i4").reshape(-1, 2)
@@ -106,14 +122,15 @@ class SlotSums:
         return found
 
     def _slot(self, total: NDArray[np.float64], greatest: NDArray[np.float64], num_rows: float) -> SlotSummary:
-        rows, num_bytes = total[:_OF_ROWS].tolist()
+        rows, num_bytes, *counts = total[:_OF_ROWS].tolist()
+        shows, clicks = counts if self.keeps_counts else (None, None)
         segments = {
             name: SegmentStatistics(norms / rows, largest, zero / rows, moved / rows)
             for name, (norms, zero, moved), largest in zip(
                 self.columns, total[_OF_ROWS:].reshape(-1, _OF_SEGMENT).tolist(), greatest.tolist(), strict=True
             )
         }
-        return SlotSummary(int(rows), rows / num_rows, int(num_bytes), segments)
+        return SlotSummary(int(rows), rows / num_rows, int(num_bytes), shows, clicks, segments)
 
 
 @register("slot_statistics")
@@ -130,10 +147,10 @@ class SlotStatistics(Psfunc):
 
     def apply(self, task: Task) -> Running:
         table = task.table
-        found = SlotSums(table.spec.columns())
+        found = SlotSums.of(table.spec)
         for bucket in task.buckets[table.rows_per_bucket[task.buckets] > 0].tolist():
             for block in table.scan(bucket):
-                found.add(bucket, block.keys, block.values, table.initial_values(block.keys), table.bytes_per_row)
+                found.add(bucket, table, block)
                 yield
         return Answer(values=found.encode())
 

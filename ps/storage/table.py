@@ -23,7 +23,7 @@ from ps.storage.before import Before
 from ps.storage.blame import blame_optimizers
 from ps.storage.buckets import MAX_ROWS, Buckets
 from ps.storage.kernels import generate, index
-from ps.storage.kernels.metadata import LAST_SEEN
+from ps.storage.kernels.metadata import LAST_SEEN, SHOWS
 from ps.storage.programs import Programs
 from ps.types import NOTHING_SEEN, Floats, Gradients, Images, Keys, Rows, Seen, UniqueKeys
 
@@ -49,6 +49,7 @@ class Block:
     keys: Keys
     values: Rows  # float32 [k, dim], a copy
     state: Floats  # float32 [k, state_dim], a copy
+    counts: Floats  # float32 [k, 2]: shows and clicks, as decayed when each row was last pushed; [k, 0]: none are kept
     _table: Table
     _addresses: NDArray[np.int64]
     _segment: int
@@ -234,7 +235,8 @@ class Table:
             arena, values = self._buckets.arena, np.empty((len(keys), width), np.float32)
             self._kernels.read_rows(arena.floats, arena.halves, addresses, place, column, values)
             state = self._state(addresses, state_word, state_dim)
-            yield Block(keys, values, state, self, addresses, place, column)
+            counts = self._state(addresses, SHOWS, 2 if self.spec.keeps_counts else 0)
+            yield Block(keys, values, state, counts, self, addresses, place, column)
 
     def contains(self, keys: Keys) -> NDArray[np.bool_]:
         """bool [n]: which keys have a row."""

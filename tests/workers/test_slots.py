@@ -58,7 +58,10 @@ def test_text_for_a_person():
         "linear": ps.SegmentStatistics(norm_mean=0.25, norm_max=2.0, share_zero=0.5, coverage=0.5),
         "embedding": ps.SegmentStatistics(norm_mean=1 / 3, norm_max=12345.6, share_zero=0.0, coverage=1.0),
     }
-    slots = {7: ps.SlotSummary(3, 0.75, 132, segments), 9: ps.SlotSummary(1, 0.25, 44, segments)}
+    slots = {
+        7: ps.SlotSummary(3, 0.75, 132, None, None, segments),
+        9: ps.SlotSummary(1, 0.25, 44, None, None, segments),
+    }
     text = shown({"rows": 4, SLOT_STATISTICS: {"main": by_name(slots, {7: "user"})}})
     assert text.splitlines() == [
         "rows: 4",
@@ -69,4 +72,9 @@ def test_text_for_a_person():
         "                           embedding     0.3333  1.235e+04   0.00%   100.00%",
         "9        1  25.00%     44  linear          0.25          2  50.00%    50.00%",
         "                           embedding     0.3333  1.235e+04   0.00%   100.00%",
+    ]
+    counted = {7: ps.SlotSummary(3, 1.0, 168, 1e7, 2.5, {"linear": segments["linear"]})}
+    assert shown({SLOT_STATISTICS: {"main": by_name(counted, {})}}).splitlines()[-2:] == [
+        "slot  rows    share  bytes  shows  clicks  segment  norm mean  norm max    zero  coverage",
+        "   7     3  100.00%    168  1e+07     2.5  linear        0.25         2  50.00%    50.00%",
     ]

@@ -9,6 +9,7 @@ from ps.psfunc import decode_args, encode_args, run_to_end
 from ps.psfuncs.statistics import SlotStatistics, SlotSums
 from ps.storage.table import Table
 from ps.storage.unique import unique_by_bucket
+from ps.types import Seen
 from tests.ps.driving import NUM_BUCKETS, SPEC, Driver
 from tests.ps.psfuncs.test_psfuncs import Cluster
 
@@ -35,7 +36,7 @@ def summary_of(keys, values, initial, columns, row_bytes):
                 share_zero=sum(not row.any() for row in part) / rows,
                 coverage=sum(row.tolist() != start.tolist() for row, start in zip(part, began)) / rows,
             )
-        found[slot] = ps.SlotSummary(rows, rows / len(keys), rows * row_bytes, segments)
+        found[slot] = ps.SlotSummary(rows, rows / len(keys), rows * row_bytes, None, None, segments)
     return found
 
 
@@ -91,12 +92,29 @@ def test_a_row_that_was_made_and_not_trained_has_not_moved(codec):
     gradients = np.zeros((6000, 4), np.float32)
     gradients[:1500] = 1
     table.push(keys, gradients, step=1, learning_rates=np.full(1, 0.5, np.float32))
-    found = SlotSums(spec.columns())
+    found = SlotSums.of(spec)
     for block in table.scan(0):
-        found.add(0, block.keys, block.values, table.initial_values(block.keys), table.bytes_per_row)
+        found.add(0, table, block)
     assert found.summary()[2].segments["e"].coverage == 0.25
     table.clear()
     np.testing.assert_array_equal(table.initial_values(keys), table.pull(keys))
+
+
+def test_shows_and_clicks_where_the_table_keeps_them():
+    spec = ps.TableSpec.model_validate({"segments": {"e": {"dim": 2, "optimizer": "sgd"}}, "keep_counts": True})
+    table, keys = Table("t", spec, seed=3, num_buckets=1), KEYS[slot_of(KEYS) > 3]
+    counts = np.random.default_rng(1).uniform(0, 5, (len(keys), 2)).astype(np.float32)
+    gradients = np.ones((len(keys), 2), np.float32)
+    seen = Seen(1_700_000_000, counts)
+    table.push(keys, gradients, step=1, learning_rates=np.ones(1, np.float32), seen=seen)
+    sums = SlotSums.of(spec)
+    for block in table.scan(0):
+        sums.add(0, table, block)
+    found = SlotSums.decode([sums.encode()]).summary()
+    for slot, each in found.items():
+        shows, clicks = counts[slot_of(keys) == slot].astype(np.float64).sum(axis=0)
+        assert (each.shows, each.clicks) == (pytest.approx(shows, rel=1e-12), pytest.approx(clicks, rel=1e-12))
+        assert each.num_bytes == each.rows * (8 + 12 + 8)
 
 
 def test_it_yields_after_every_block_and_stands_rows_that_vanish_between():
