@@ -79,6 +79,14 @@ def test_train_prints_one_json_object_last_then_evaluate_and_inspect_agree(tmp_p
         ),
         ({"tables.main.segments": {"embedding": {"dim": 4}}}, "model deepfm reads a segment 'linear'"),
         ({"cluster.workers.count": 2}, "several workers need Ray"),
+        (
+            {"tables.main.memory_limit_bytes": "8 gigs"},
+            "tables.main.memory_limit_bytes: must be a number of bytes or a size as 8GiB or 500MB",
+        ),
+        (
+            {"tables.main.memory_limit_bytes": "1PiB", "cluster.shards": 2},
+            "memory_limit_bytes of table 'main' 1 PiB: 2 shards on this node may take 2 PiB, above ",
+        ),
         ({"cluster.client": {"cache": {"max_age_steps": 1}}}, "staleness"),
     ],
 )
