@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         WeirError,
         WrongEpochError,
     )
+    from ps.lifetime import ByCount, ByScore, Chance, Eviction, Score
     from ps.lookup import Lookup
     from ps.options import CacheOptions, ClientOptions, GroupOptions, RetryOptions
     from ps.placement import LocalCluster, connect, local
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ps.psfuncs import (
         Aggregate,
         Delete,
+        Evict,
         Fill,
         FoldRows,
         Map,
@@ -71,7 +73,10 @@ __all__ = [
     "Adam",
     "Aggregate",
     "Answer",
+    "ByCount",
+    "ByScore",
     "CacheOptions",
+    "Chance",
     "CheckpointError",
     "Client",
     "ClientOptions",
@@ -79,6 +84,8 @@ __all__ = [
     "Constant",
     "Counts",
     "Delete",
+    "Evict",
+    "Eviction",
     "ExpiredError",
     "Fill",
     "Float64",
@@ -105,6 +112,7 @@ __all__ = [
     "RowWiseAdaGrad",
     "RowsLostError",
     "Scale",
+    "Score",
     "SegmentSpec",
     "SegmentStatistics",
     "Size",
@@ -140,12 +148,14 @@ _PLACES: dict[str, tuple[str, ...]] = {
         "WrongEpochError",
     ),
     "ps.placement": ("LocalCluster", "connect", "local"),
+    "ps.lifetime": ("ByCount", "ByScore", "Chance", "Eviction", "Score"),
     "ps.lookup": ("Lookup",),
     "ps.options": ("CacheOptions", "ClientOptions", "GroupOptions", "RetryOptions"),
     "ps.psfunc": ("Answer", "Counts", "Psfunc", "Task", "register"),
     "ps.psfuncs": (
         "Aggregate",
         "Delete",
+        "Evict",
         "Fill",
         "FoldRows",
         "Map",

@@ -24,7 +24,7 @@ from ps.lookup import Lookup, check_payload, check_psfunc, check_rows, count_sho
 from ps.messages import READ, Execute, Identity, Pull
 from ps.options import ClientOptions
 from ps.psfunc import Counts, Kind, Psfunc
-from ps.psfuncs import Clear, Delete
+from ps.psfuncs import Clear, Delete, Evict
 from ps.pusher import Pusher
 from ps.rounds import Connection, Directory, Future
 from ps.routing import Routing
@@ -175,6 +175,14 @@ class Client:
     def delete(self, table: str, keys: Keys) -> Counts:
         """Delete the rows of keys; `applied` counts those that existed."""
         counts: Counts = self.update(table, Delete(), keys)
+        return counts
+
+    def evict(self, table: str, *, event_time: float | None = None) -> Counts:
+        """Evict the rows that the table's `eviction` names at `event_time` (as of `push`); `applied` counts them.
+
+        Waits for the end; shards go on answering meanwhile.
+        """
+        counts: Counts = self.update(table, Evict(), event_time=event_time)
         return counts
 
     def clear(self, table: str) -> Counts:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import msgpack
 import numpy as np
 
-from ps.errors import RequestError, WeirError
+from ps.errors import MemoryLimitError, OverloadedError, RequestError, WeirError
 from ps.holding import Holding
 from ps.psfunc import Answer, BucketNumbers, Counts, Psfunc, Running, Task
 from ps.request import CheckedCall, CheckedRequest, Keyed
@@ -164,11 +164,15 @@ def _run(
 
     try:
         for number, plan in enumerate(plans):
+            if plan.call.psfunc.lets_updates_between:  # later ones of this client may be remembered before it ends
+                unmarked[plan.call.table].append(plan.buckets)
+                mark(plan.call.table)
             answer = Answer() if plan.is_empty else (yield from _run_call(holding, plan, step, event_time))
             answer = replace(answer, counts=answer.counts + plan.counts)
             if plan.call.is_update:
                 holding.counts += answer.counts
-                unmarked[plan.call.table].append(plan.buckets)
+                if not plan.call.psfunc.lets_updates_between:
+                    unmarked[plan.call.table].append(plan.buckets)
                 if last[plan.call.table] == number:
                     mark(plan.call.table)
             _write(answer, plan.call, reply.results.add())
@@ -195,6 +199,10 @@ def _run_call(holding: Holding, plan: _Planned, step: int, event_time: int) -> R
     try:
         outcome = call.psfunc.apply(task)
         answer: Any = (yield from outcome) if isinstance(outcome, Generator) else outcome
+    except MemoryLimitError as error:
+        if holding.makes_room(call.table):
+            raise OverloadedError(f"{error}; rows are being evicted to make room") from error
+        raise
     except WeirError:
         raise
     except Exception as error:

@@ -18,6 +18,7 @@ from ps.record import Record
 from ps.request import CheckedRequest
 from ps.routing import Routing
 from ps.spec import ClusterSpec
+from ps.storage.eviction import Evictor
 from ps.storage.table import Table
 from ps.user_modules import load_modules
 
@@ -38,6 +39,9 @@ class Holding:
         }
         self.counts = Counts()  # of all updates so far
         self.applied = {name: Applied(spec.num_buckets) for name in spec.tables}
+        self.evictions = {
+            name: Evictor(table) for name, table in self.tables.items() if table.spec.eviction is not None
+        }
 
     def warm_up(self) -> Iterator[None]:
         """Compile what the tables need, before the shard says that it is ready."""
@@ -83,18 +87,21 @@ class Holding:
                 foreign = call.keyed.buckets[~self._is_owned[call.keyed.buckets]]
                 raise WrongEpochError(f"bucket {int(foreign[0])} is not owned by shard {self.shard}")
 
+    def makes_room(self, table: str) -> bool:
+        """Whether the table, at its memory limit, has rows to evict. Says that it wants to."""
+        return table in self.evictions and self.evictions[table].ask_for_room(self.owned)
+
     def records(self) -> Iterator[Record]:
         """Every row of the owned buckets and what was applied to them, bucket by bucket."""
         for name, table in self.tables.items():
             layout = table.image_layout()
             for bucket in self.owned.tolist():
-                entries = self.applied[name].entries(bucket)
+                once = (self.applied[name].entries(bucket), table.admission.save(bucket))
                 for keys, images in table.read_images(bucket):
-                    yield Record(name, bucket, layout, keys, images, entries)
-                    entries = b""  # once a bucket
-                if entries:
-                    empty = np.empty((0, 0), np.uint8)
-                    yield Record(name, bucket, layout, np.empty(0, np.uint64), empty, entries)
+                    yield Record(name, bucket, layout, keys, images, *once)
+                    once = (b"", b"")
+                if any(once):
+                    yield Record(name, bucket, layout, np.empty(0, np.uint64), np.empty((0, 0), np.uint8), *once)
 
     def layouts(self) -> dict[str, str]:
         """The row layout of each table, as text."""
@@ -119,6 +126,8 @@ class Holding:
             return 0
         if record.applied:
             self.applied[record.table].load(record.bucket, record.applied, now=now)
+        if record.admission:
+            self.tables[record.table].admission.load(record.bucket, record.admission)
         if len(record.keys):
             self.tables[record.table].write_images(record.keys, record.images)
         return len(record.keys)

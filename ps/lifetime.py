@@ -7,13 +7,12 @@ stream gives the same rows whenever it is replayed. Slots are numbers here; a tr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from ps.strict import Spec
 
-SECONDS_A_DAY = 86_400
 _SKETCH_BYTES = 16 << 20
 _MAX_SLOT = 4095
 
@@ -46,7 +45,25 @@ class Chance(Spec):
     probability: float = Field(gt=0, le=1)
 
 
-class Sketched(Spec):
+class BySlot(Spec):
+    """Options with a number for single slots."""
+
+    slots: PerSlot
+
+    def with_slots(self, slots: Mapping[str, int]) -> Self:
+        """The options with fields' names replaced by their slots. Raises ValueError for a name that is no field's."""
+        found: dict[int | str, float] = {}
+        for name, value in self.slots.items():
+            slot = name if isinstance(name, int) else slots.get(name)
+            if slot is None:
+                raise ValueError(f"slots.{name}: no keyed field has this name; there are: {', '.join(slots) or 'none'}")
+            if not 0 <= slot <= _MAX_SLOT:
+                raise ValueError(f"slots.{name}: a slot is 0 to {_MAX_SLOT}")
+            found[slot] = value
+        return self.model_copy(update={"slots": found})
+
+
+class Sketched(BySlot):
     """A key earns its row when what it has gathered reaches `threshold`, this push included.
 
     It is gathered in a sketch of bounded size, which may take a key for more than it is, never for less; when the
@@ -54,7 +71,6 @@ class Sketched(Spec):
     """
 
     threshold: float = Field(gt=0, le=4096)
-    slots: PerSlot
     sketch_bytes: int = Field(_SKETCH_BYTES, ge=1 << 12, le=1 << 40)  # of the whole table, over all shards
 
 
@@ -77,7 +93,7 @@ def _named(value: Any) -> Any:
 Admission = Annotated[Always | Chance | ByCount | ByScore, Field(discriminator="name"), BeforeValidator(_named)]
 
 
-class Eviction(Spec):
+class Eviction(BySlot):
     """A row is evicted when one of the limits given says so.
 
     max_age_seconds: since its last push; slots: that of single slots. min_score: of the decayed score. min_norm: L2
@@ -87,7 +103,6 @@ class Eviction(Spec):
     """
 
     max_age_seconds: float | None = Field(None, gt=0)
-    slots: PerSlot
     min_score: float | None = Field(None, gt=0)
     min_norm: float | None = Field(None, gt=0)
     norm_segment: str | None = None
@@ -99,7 +114,7 @@ class Eviction(Spec):
 
     @model_validator(mode="after")
     def _says_something(self) -> Eviction:
-        if not (self.by_age or self.min_score or self.min_norm or self.when_full):
+        if not (self.limits_rows or self.when_full):
             raise ValueError(f"needs one of: {self.needs}")
         if self.norm_segment is not None and self.min_norm is None:
             raise ValueError("norm_segment is given without min_norm")
@@ -109,18 +124,7 @@ class Eviction(Spec):
     def by_age(self) -> bool:
         return self.max_age_seconds is not None or bool(self.slots)
 
-
-S = TypeVar("S", Sketched, Eviction)
-
-
-def with_slots(options: S, slots: Mapping[str, int]) -> S:
-    """The options with fields' names replaced by their slots. Raises ValueError for a name that is no field's."""
-    found: dict[int | str, float] = {}
-    for name, value in options.slots.items():
-        slot = name if isinstance(name, int) else slots.get(name)
-        if slot is None:
-            raise ValueError(f"slots.{name}: no field has this name; fields with keys: {', '.join(slots) or 'none'}")
-        if not 0 <= slot <= _MAX_SLOT:
-            raise ValueError(f"slots.{name}: a slot is 0 to {_MAX_SLOT}")
-        found[slot] = value
-    return options.model_copy(update={"slots": found})
+    @property
+    def limits_rows(self) -> bool:
+        """Whether there is something to evict though there is room."""
+        return self.by_age or self.min_score is not None or self.min_norm is not None

@@ -5,7 +5,10 @@ weir_waiting_for_ranks               messages of synchronous groups whose step i
 weir_seconds{kind}                   histogram, arrival to answer; kind: pull, apply (updates), other (aggregates ...)
 weir_rows{table}  weir_bytes{table}  rows, and memory with what is reserved
 weir_bucket_skew{table}              rows of the fullest owned bucket / mean rows of an owned bucket
-weir_updated_rows_total{outcome}     applied, created, nonfinite, dropped_above, dropped_below, skipped
+weir_updated_rows_total{outcome}     applied, created, nonfinite, dropped_above, dropped_below, skipped, refused
+weir_removed_rows_total{table,why}   deleted, evicted
+weir_refused_keys_total{table,why}   keys that got no row: admission, memory_limit
+weir_memory_limit_bytes{table}       0: none
 weir_refused_total{reason}           messages: error (answered with one), overloaded (queue full), malformed
 weir_routing_epoch                   0 before the first Assign
 """
@@ -105,6 +108,9 @@ class _ShardCollector(Collector):
         yield outcomes
         rows = GaugeMetricFamily("weir_rows", "Rows", labels=["table"])
         memory = GaugeMetricFamily("weir_bytes", "Bytes of memory", labels=["table"])
+        limit = GaugeMetricFamily("weir_memory_limit_bytes", "Limit of the memory", labels=["table"])
+        removed = CounterMetricFamily("weir_removed_rows", "Rows removed", labels=["table", "why"])
+        keys = CounterMetricFamily("weir_refused_keys", "Keys that got no row", labels=["table", "why"])
         skew = GaugeMetricFamily("weir_bucket_skew", "Fullest bucket / mean bucket", labels=["table"])
         for name, table in holding.tables.items():
             per_bucket = table.rows_per_bucket[holding.owned]
@@ -112,4 +118,9 @@ class _ShardCollector(Collector):
             memory.add_metric([name], table.memory_bytes)
             mean = per_bucket.mean() if len(per_bucket) else 0.0
             skew.add_metric([name], float(per_bucket.max() / mean) if mean else 1.0)
-        yield from (rows, memory, skew)
+            limit.add_metric([name], table.spec.memory_limit_bytes or 0)
+            removed.add_metric([name, "deleted"], table.deleted)
+            removed.add_metric([name, "evicted"], table.evicted)
+            keys.add_metric([name, "admission"], table.refused)
+            keys.add_metric([name, "memory_limit"], table.turned_away)
+        yield from (rows, memory, skew, limit, removed, keys)

@@ -103,6 +103,7 @@ class Psfunc:
     takes_keys: ClassVar[Literal["always", "optional", "never"]] = "optional"
     takes_payload: ClassVar[bool] = False  # one row of floats for each key
     takes_learning_rates: ClassVar[bool] = False
+    lets_updates_between: ClassVar[bool] = False  # an update whose slices may have others between them
     gives_rows: ClassVar[bool] = (
         False  # `merge` gives a row for each distinct key; the client spreads them over its own
     )

@@ -10,6 +10,9 @@ one reader.
     applied := (client u64, highest u64, bits u64)*    what the bucket has had (ps/applied.py); once a bucket, else
     empty
 
+The header has `admission` as well, beside `applied`, where the bucket's keys without rows have gathered something
+(ps/storage/admission.py).
+
 All numbers are little-endian. `layout` is a digest of Table.image_layout(): equal digests, interchangeable images. A
 frame without a body (start and end of a checkpoint file) is `length crc header` alone.
 """
@@ -38,7 +41,7 @@ _MAX_HEADER_BYTES = 1 << 24  # a longer one can only be damage
 @dataclass(frozen=True, eq=False)
 class Record:
     """Rows of one bucket of one table. layout: Table.image_layout() or its digest. applied: packed entries, or
-    empty.
+    empty. admission: what keys without rows have gathered, or empty.
     """
 
     table: str
@@ -47,6 +50,7 @@ class Record:
     keys: Keys
     images: Images
     applied: bytes = b""
+    admission: bytes = b""
 
 
 def layout_digest(layout: str) -> str:
@@ -73,6 +77,7 @@ def encode_record(record: Record) -> bytes:
             "count": count,
             "image_bytes": record.images.shape[1] if count else 0,
             "applied": record.applied,
+            **({"admission": record.admission} if record.admission else {}),
         }
     )
     body = record.keys.astype("<u8", copy=False).tobytes() + np.ascontiguousarray(record.images).tobytes()
@@ -130,6 +135,8 @@ class FrameReader:
             if not isinstance(header.get(name), kind):
                 raise self.damaged(offset, f"a record without {name}")
         count, image_bytes = header["count"], header["image_bytes"]
+        if not isinstance(header.get("admission", b""), bytes):
+            raise self.damaged(offset, "a record whose admission is no bytes")
         if header["bucket"] < 0 or count < 0 or image_bytes < 0 or len(header["applied"]) % 24:
             raise self.damaged(offset, "a record with impossible lengths")
         num_bytes = count * (8 + image_bytes)
@@ -144,7 +151,8 @@ class FrameReader:
             raise self.damaged(offset, f"the checksum of {count} rows of table {header['table']!r} differs")
         keys = np.frombuffer(body, "<u8", count)
         images = np.frombuffer(body, np.uint8, offset=8 * count).reshape(count, image_bytes)
-        return Record(header["table"], header["bucket"], header["layout"], keys, images, header["applied"])
+        state = (header["applied"], header.get("admission", b""))
+        return Record(header["table"], header["bucket"], header["layout"], keys, images, *state)
 
     def _take(self, num_bytes: int, offset: int) -> bytes:
         data = self._file.read(num_bytes) if self._file.tell() + num_bytes <= self._num_bytes else b""

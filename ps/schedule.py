@@ -4,6 +4,7 @@ Jobs start in order of arrival. One that takes longer than a slice is suspended 
 
     read     may start while other jobs are suspended, so it overtakes a long update
     update   starts when no update is suspended: updates never overlap one another
+    yielding starts as an update does, but lets updates run between its slices; it goes on when none is suspended
     alone    starts when nothing is suspended, and nothing starts before its end
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-Mode: TypeAlias = Literal["read", "update", "alone"]
+Mode: TypeAlias = Literal["read", "update", "yielding", "alone"]
 
 
 @dataclass(eq=False)
@@ -39,14 +40,15 @@ class Schedule:
         self._new_others: deque[Job] = deque()  # updates, and those that want to be alone
         self._suspended: deque[Job] = deque()  # at most one: an update, or a job that is alone
         self._suspended_reads: deque[Job] = deque()
+        self._suspended_yielding: deque[Job] = deque()
         self._num_alone = 0  # new ones
         self._arrived = 0
         self._turn = 0
 
     @property
     def num_jobs(self) -> int:
-        queues = (self._new_reads, self._new_others, self._suspended, self._suspended_reads)
-        return sum(map(len, queues))
+        suspended = (self._suspended, self._suspended_reads, self._suspended_yielding)
+        return sum(map(len, (self._new_reads, self._new_others, *suspended)))
 
     def add(self, job: Job) -> None:
         """Take a job in, behind all others."""
@@ -71,14 +73,16 @@ class Schedule:
                 job.finished(None, error)
                 return True
             if self._clock() - started >= self._slice_seconds:
-                (self._suspended_reads if job.mode == "read" else self._suspended).append(job)
+                queues = {"read": self._suspended_reads, "yielding": self._suspended_yielding}
+                queues.get(job.mode, self._suspended).append(job)
                 return True
 
     def _next(self) -> Job | None:
-        """In turns, so that none starves: a new job, the suspended update, a suspended read."""
-        for _ in range(3):
-            queue = (self._startable(), self._suspended, self._suspended_reads)[self._turn]
-            self._turn = (self._turn + 1) % 3
+        """In turns, so that none starves: a new job, the suspended update, a suspended read, a yielding job."""
+        yielding = None if self._suspended else self._suspended_yielding
+        for _ in range(4):
+            queue = (self._startable(), self._suspended, self._suspended_reads, yielding)[self._turn]
+            self._turn = (self._turn + 1) % 4
             if queue:
                 job = queue.popleft()
                 self._num_alone -= queue is self._new_others and job.mode == "alone"
@@ -93,7 +97,7 @@ class Schedule:
             return None
         if other is not None and (read is None or other.number < read.number):
             if other.mode == "alone":
-                return None if running or self._suspended_reads else self._new_others
+                return None if running or self._suspended_reads or self._suspended_yielding else self._new_others
             if running is None:
                 return self._new_others
             if self._num_alone:

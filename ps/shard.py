@@ -104,12 +104,15 @@ class Shard:
         arrived = self._clock()
         names = {call.psfunc.name for call in request.calls}
         kind = "apply" if request.is_update else "pull" if names == {"pull"} else "other"
+        yields = all(call.psfunc.lets_updates_between for call in request.calls)
+        mode: Mode = "read" if not request.is_update else "yielding" if yields else "update"
 
         def finished(reply: Any, error: Exception | None) -> None:
             self._observe(kind, self._clock() - arrived)
             self._answer([answer], reply, error)
+            self._make_room(holding)
 
-        self._add("update" if request.is_update else "read", execute(holding, request, now=arrived), finished)
+        self._add(mode, execute(holding, request, now=arrived), finished)
 
     def _was_applied(self, holding: Holding, request: CheckedRequest, place: Place) -> bool:
         """Whether a group message repeats one whose step was applied. One without keys has no bucket that would
@@ -144,6 +147,7 @@ class Shard:
             if error is None:
                 self._group_steps.append((place.generation, place.step))
             self._observe("apply", self._clock() - arrived)
+            self._make_room(holding)
             for number, rank in enumerate(ranks):
                 self._answer(rank.answers, None if error else replies[number], error)
 
@@ -223,6 +227,13 @@ class Shard:
                 "this shard has no place in a cluster yet; it must be assigned, and restored if it had rows"
             )
         return self.holding
+
+    def _make_room(self, holding: Holding) -> None:
+        """Begin to evict, between the requests, where a table nears its memory limit."""
+        for evictor in holding.evictions.values():
+            running = evictor.make_room(holding.owned)
+            if running is not None:
+                self._add("yielding", running, lambda result, error: self._answer([], result, error))
 
     def _add(
         self, mode: Mode, running: Generator[None, None, Any], finished: Callable[[Any, Exception | None], None]

@@ -15,7 +15,7 @@ from pydantic_core import PydanticKnownError
 
 from ps.byte_sizes import ByteSize
 from ps.errors import RequestError
-from ps.lifetime import Admission, Always, Eviction, Score
+from ps.lifetime import Admission, Always, BySlot, Eviction, Score
 from ps.row_code import Float64
 from ps.strict import Spec
 from ps.user_modules import load_modules
@@ -231,6 +231,20 @@ class TableSpec(Spec):
                 raise ValueError("eviction.when_full: needs memory_limit_bytes")
         return self
 
+    def with_slots(self, slots: Mapping[str, int]) -> TableSpec:
+        """The spec with fields' names in admission and eviction replaced by their slots. Raises ValueError for an
+        unknown one.
+        """
+        changed: dict[str, Any] = {}
+        for name in ("admission", "eviction"):
+            options = getattr(self, name)
+            if isinstance(options, BySlot):
+                try:
+                    changed[name] = options.with_slots(slots)
+                except ValueError as error:
+                    raise ValueError(f"{name}.{error}") from error
+        return self.model_copy(update=changed)
+
     @property
     def keeps_counts(self) -> bool:
         """Whether rows keep shows and clicks."""
@@ -279,9 +293,14 @@ class ClusterSpec(Spec):
         return with_modules(given)
 
     @model_validator(mode="after")
-    def _power_of_two(self) -> ClusterSpec:
+    def _consistent(self) -> ClusterSpec:
         if not 1 <= self.num_buckets <= 1 << 20 or self.num_buckets & (self.num_buckets - 1):
             raise ValueError(f"num_buckets is {self.num_buckets}; it must be a power of two between 1 and {1 << 20}")
+        for name, table in self.tables.items():
+            try:
+                table.with_slots({})
+            except ValueError as error:
+                raise ValueError(f"tables.{name}.{error}") from error
         return self
 
 

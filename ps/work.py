@@ -162,6 +162,8 @@ class WorkThread:
                     "rows": table.num_rows,
                     "memory_bytes": table.memory_bytes,
                     "bytes_per_row": table.bytes_per_row,
+                    "evicted": table.evicted,
+                    "refused": table.refused + table.turned_away,
                 }
                 for name, table in holding.tables.items()
             }

@@ -2,7 +2,7 @@
 
 from ps.psfuncs.aggregates import Aggregate, Max, Min, Nnz, Nrm2, Size, Sum
 from ps.psfuncs.compiled import FoldRows, ReadRow, UpdateRow
-from ps.psfuncs.rows import Clear, Delete, Pull, Push, Sweep
+from ps.psfuncs.rows import Clear, Delete, Evict, Pull, Push, Sweep
 from ps.psfuncs.statistics import SegmentStatistics, SlotStatistics, SlotSummary
 from ps.psfuncs.updates import Fill, Map, RowUpdate, Scale
 
@@ -10,6 +10,7 @@ __all__ = [
     "Aggregate",
     "Clear",
     "Delete",
+    "Evict",
     "Fill",
     "FoldRows",
     "Map",

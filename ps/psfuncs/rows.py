@@ -1,4 +1,4 @@
-"""pull, push, delete, clear and sweep: the psfuncs of training."""
+"""pull, push, delete, clear, evict and sweep: the psfuncs of training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from ps.errors import RequestError
 from ps.psfunc import Answer, Counts, Kind, Psfunc, Running, Task, register
+from ps.spec import TableSpec
+from ps.storage.eviction import Evictor
 
 _CHUNK_KEYS = 16_384  # rows of a pull between two chances to interrupt it
 
@@ -90,6 +93,31 @@ class Clear(Psfunc):
             applied += int(rows[bucket])
             task.table.drop_bucket(bucket)
             yield
+        return Answer(counts=Counts(applied=applied))
+
+
+@register("evict")
+@dataclass(frozen=True)
+class Evict(Psfunc):
+    """Remove the rows that the table's `eviction` names at the update's event time; `applied` counts them.
+
+    It runs between other requests, so what is pushed meanwhile may be looked at or not.
+    """
+
+    kind: ClassVar[Kind] = "update"
+    takes_keys: ClassVar[Literal["always", "optional", "never"]] = "never"
+    lets_updates_between: ClassVar[bool] = True
+
+    def check(self, spec: TableSpec) -> None:
+        if spec.eviction is None:
+            raise RequestError("the table has no `eviction`, which says what rows to evict")
+
+    def apply(self, task: Task) -> Running:
+        applied, evictor = 0, Evictor(task.table)
+        for bucket in task.buckets.tolist():
+            for gone in evictor.evict(bucket, now=task.seen.event_time):
+                applied += gone
+                yield
         return Answer(counts=Counts(applied=applied))
 
 

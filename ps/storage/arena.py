@@ -95,6 +95,13 @@ class Arena:
         if length > 0:
             self._map.madvise(mmap.MADV_DONTNEED, first, length)
 
+    def release_held(self) -> None:
+        """Give the pages of held extents to the system."""
+        held, self._held = self._held, {}
+        for units, starts in held.items():
+            for start in starts:
+                self.release(start, units)
+
     def clear(self) -> None:
         """Take everything back."""
         self._map.madvise(mmap.MADV_DONTNEED, 0, self._end * UNIT_BYTES)

@@ -20,8 +20,10 @@ from ps.storage.kernels import index
 from ps.storage.layout import RowLayout
 
 _FULL = 0.8
-_GROWTH = 1.3
+GROWTH = 1.3
 _LEAST_CAPACITY = 64
+_SPARE_ROOM = 0.1  # part of its room that a bucket may have to spare before rows that went give memory back,
+_SPARE_INDEX = 0.6  # and how small a new index must be against the old one, to be worth building
 _MAX_RUN_BYTES = 256 << 10
 MAX_ROWS = 1 << 24  # of one bucket: an index entry has 24 bits for the row
 
@@ -96,6 +98,30 @@ class Buckets:
                 self.arena.release(int(entry[column]) // UNIT_WORDS, int(entry[length]) // UNIT_WORDS)
         entry[:] = 0
 
+    def shrink(self, bucket: int) -> None:
+        """Free the blocks behind a bucket's last row, and change an index that is mostly empty for a smaller one."""
+        entry, layout = self.table[bucket], self.layout
+        rows, room = int(entry[index.ROWS]), int(entry[index.ROOM])
+        if rows == 0:
+            self.drop(bucket)
+            return
+        if rows > room - _SPARE_ROOM * room or room < layout.block_rows:
+            return
+        runs, surplus = self._runs[bucket], room // layout.block_rows - -(-rows // layout.block_rows)
+        entry[index.ROOM] -= surplus * layout.block_rows
+        while surplus:
+            start, units = runs.pop()
+            kept = max(0, units - surplus * layout.block_units)
+            if kept:
+                runs.append((start, kept))
+            self.arena.release(start + kept, units - kept)
+            surplus -= (units - kept) // layout.block_units
+        capacity = self._capacity(bucket, rows)
+        if capacity < _SPARE_INDEX * entry[index.CAPACITY]:
+            old, length = int(entry[index.INDEX]), int(entry[index.CAPACITY])
+            self._build_index(bucket, capacity)
+            self.arena.release(old // UNIT_WORDS, length // UNIT_WORDS)
+
     def clear(self) -> None:
         """Free everything."""
         self.arena.clear()
@@ -135,8 +161,8 @@ class Buckets:
         units.
         """
         phase = bucket / self.num_buckets
-        steps: int = math.ceil(math.log(rows / (_FULL * _LEAST_CAPACITY), _GROWTH) - phase)
-        wanted = max(_LEAST_CAPACITY * _GROWTH ** (phase + max(steps, 0)), rows / _FULL)
+        steps: int = math.ceil(math.log(rows / (_FULL * _LEAST_CAPACITY), GROWTH) - phase)
+        wanted = max(_LEAST_CAPACITY * GROWTH ** (phase + max(steps, 0)), rows / _FULL)
         return UNIT_WORDS * int(-(-wanted // UNIT_WORDS))
 
     def _grow(self, growth: _Growth) -> None:
@@ -164,9 +190,13 @@ class Buckets:
             entry[index.ROOM] = growth.room
         if growth.capacity:
             old, length = int(entry[index.INDEX]), int(entry[index.CAPACITY])
-            entry[index.INDEX] = arena.allocate(growth.capacity // UNIT_WORDS) * UNIT_WORDS
-            entry[index.CAPACITY], entry[index.ROW_BITS] = growth.capacity, growth.capacity.bit_length()
-            layout, bits = self.layout.kernels, self.num_buckets.bit_length() - 1
-            index.rebuild(words, self.table, growth.bucket, bits, layout.block_shift, layout.stride)
+            self._build_index(growth.bucket, growth.capacity)
             if length:
                 arena.hold(old // UNIT_WORDS, length // UNIT_WORDS)
+
+    def _build_index(self, bucket: int, capacity: int) -> None:
+        """A new index of so many entries; the memory of the old one is the caller's."""
+        entry, layout, bits = self.table[bucket], self.layout.kernels, self.num_buckets.bit_length() - 1
+        entry[index.INDEX] = self.arena.allocate(capacity // UNIT_WORDS) * UNIT_WORDS
+        entry[index.CAPACITY], entry[index.ROW_BITS] = capacity, capacity.bit_length()
+        index.rebuild(self.arena.words, self.table, bucket, bits, layout.block_shift, layout.stride)

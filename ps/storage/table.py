@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ps.errors import MemoryLimitError, RequestError
+from ps.keys import bucket_of
 from ps.spec import TableSpec
 from ps.storage import layout as layouts
 from ps.storage.admission import Admission
+from ps.storage.arena import Arena
 from ps.storage.before import Before
 from ps.storage.blame import blame_optimizers
 from ps.storage.buckets import MAX_ROWS, Buckets
@@ -64,7 +66,7 @@ class Block:
 
 class Table:
     """One table, or the part of it in this process. Counters, of rows or elements so far: saturated, nonfinite,
-    created, deleted, refused (keys that were not admitted), turned_away (keys that found no room).
+    created, deleted, evicted, refused (keys that were not admitted), turned_away (keys that found no room).
     """
 
     def __init__(self, name: str, spec: TableSpec, *, seed: int, num_buckets: int, check: bool = False) -> None:
@@ -76,7 +78,8 @@ class Table:
                 f"table {name!r}: num_buckets is {num_buckets}; it must be a power of two up to {1 << 20}"
             )
         self.name, self.spec, self.num_buckets = name, spec, num_buckets
-        self.saturated = self.nonfinite = self.created = self.deleted = self.refused = self.turned_away = 0
+        self.saturated = self.nonfinite = self.created = self.deleted = self.evicted = 0
+        self.refused = self.turned_away = 0
         self._layout = layouts.layout_of(spec, check=check)
         self._kernels = generate.kernels_of(self._layout.kernels)
         self._hyper = layouts.hyper_of(spec)
@@ -213,27 +216,53 @@ class Table:
         return len(addresses)
 
     def delete(self, keys: Keys) -> int:
-        """Delete the rows of these keys; returns how many existed. Changes the order of rows in their buckets."""
+        """Delete the rows of these keys; returns how many existed. Changes the order of rows in their buckets, and
+        gives back memory that the buckets then have to spare.
+        """
+        removed = self.remove(keys)
+        self.deleted += removed
+        for bucket in np.unique(bucket_of(keys, self.num_buckets)).tolist():
+            self.shrink(bucket)
+        return removed
+
+    def remove(self, keys: Keys) -> int:
+        """As `delete`, without giving memory back: `shrink` does."""
         layout = self._layout.kernels
         keys = np.ascontiguousarray(keys, np.uint64)
         arena, table = self._buckets.arena, self._buckets.table
-        removed = int(index.remove(arena.words, table, keys, self._bits, layout.block_shift, layout.stride))
-        self.deleted += removed
-        return removed
+        return int(index.remove(arena.words, table, keys, self._bits, layout.block_shift, layout.stride))
+
+    def shrink(self, bucket: int) -> None:
+        """Give back memory that a bucket has to spare."""
+        self._buckets.shrink(bucket)
+
+    @property
+    def arena(self) -> Arena:
+        """The memory that addresses of rows count in."""
+        return self._buckets.arena
+
+    def read_values(self, addresses: NDArray[np.int64], segment: str | None = None) -> Rows:
+        """float32 [n, dim]: decoded values of rows, all segments side by side or one."""
+        place, column, width = _ALL, 0, self._layout.width
+        if segment is not None:
+            place, chosen = self._layout.segment(segment)
+            column, width = chosen.column, chosen.dim
+        values = np.empty((len(addresses), width), np.float32)
+        self._kernels.read_rows(self.arena.floats, self.arena.halves, addresses, place, column, values)
+        return values
 
     def scan(self, bucket: int, segment: str | None = None) -> Iterator[Block]:
         """Blocks of at most 4096 rows in row order: all segments side by side, or one of them. See Block."""
-        place, column, width, state_word = _ALL, 0, self._layout.width, self._layout.kernels.segments[0].state_word
+        place, column, state_word = _ALL, 0, self._layout.kernels.segments[0].state_word
         state_dim = sum(s.state_dim for s in self._layout.kernels.segments)
         if segment is not None:
             place, chosen = self._layout.segment(segment)
-            column, width, state_word, state_dim = chosen.column, chosen.dim, chosen.state_word, chosen.state_dim
+            column, state_word, state_dim = chosen.column, chosen.state_word, chosen.state_dim
         first = 0
         while first < self._buckets.rows[bucket]:  # asked anew for each block: rows may go while this is suspended
             keys, addresses = self._rows_of(bucket, first, _BLOCK_ROWS)
             first += _BLOCK_ROWS
-            arena, values = self._buckets.arena, np.empty((len(keys), width), np.float32)
-            self._kernels.read_rows(arena.floats, arena.halves, addresses, place, column, values)
+            values = self.read_values(addresses, segment)
             state = self._state(addresses, state_word, state_dim)
             counts = self._state(addresses, SHOWS, 2 if self.spec.keeps_counts else 0)
             yield Block(keys, values, state, counts, self, addresses, place, column)
@@ -422,7 +451,7 @@ class Table:
         return state
 
     def _rows_of(self, bucket: int, first: int, count: int) -> tuple[Keys, NDArray[np.int64]]:
-        count = min(count, int(self._buckets.rows[bucket]) - first)
+        count = max(0, min(count, int(self._buckets.rows[bucket]) - first))  # rows may have gone since the last block
         keys, addresses = np.empty(count, np.uint64), np.empty(count, np.int64)
         layout, arena = self._layout.kernels, self._buckets.arena
         index.list_rows(

@@ -84,9 +84,9 @@ def _named(value: Any) -> Any:
 class Config(Section):
     """A job. Made by load_config.
 
-    group: column whose hash groups samples for GAUC. event_time: column of seconds. sample_weight: column of weights
-    >= 0. model: its name and its parameters, which the model itself checks. runs: directory of curves, logs and
-    checkpoints.
+    click: the label that counts as a click where tables count shows and clicks; default: the first one. group: column
+    whose hash groups samples for GAUC. event_time: column of seconds. sample_weight: column of weights >= 0. model: its
+    name and its parameters, which the model itself checks. runs: directory of curves, logs and checkpoints.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
@@ -94,6 +94,7 @@ class Config(Section):
     data: Data
     labels: dict[str, LabelField] = Field(min_length=1)
     fields: dict[str, FeatureField] = Field(min_length=1)
+    click: str | None = None
     group: str | None = None
     event_time: str | None = None
     sample_weight: str | None = None
@@ -132,6 +133,13 @@ class Config(Section):
         unused = set(self.tables) - {self.table_of(name) for name in slots}
         if unused:
             raise ValueError(f"tables.{min(unused)}: no field uses this table; remove it or name it in a field")
+        for name, spec in self.tables.items():
+            try:
+                spec.with_slots(slots)
+            except ValueError as error:
+                raise ValueError(f"tables.{name}.{error}") from error
+        if self.click is not None and self.click not in self.labels:
+            raise ValueError(f"click: unknown label '{self.click}'" + nearest(self.click, self.labels))
         self._check_columns()
         stopping = self.train.early_stopping
         if stopping is not None:
@@ -198,6 +206,10 @@ class Config(Section):
 
     def cluster_spec(self) -> ClusterSpec:
         """What the shards must agree on."""
+        slots = self.slots()
         return ClusterSpec(
-            tables=self.tables, num_buckets=self.cluster.buckets, seed=self.seed, psfunc_modules=self.psfunc_modules
+            tables={name: spec.with_slots(slots) for name, spec in self.tables.items()},
+            num_buckets=self.cluster.buckets,
+            seed=self.seed,
+            psfunc_modules=self.psfunc_modules,
         )

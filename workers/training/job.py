@@ -243,6 +243,8 @@ def _result(trainer: Trainer) -> dict[str, Any]:
         "rows": rows,
         "bytes_per_row": num_bytes / max(rows, 1),
         "cache_hit_rate": stats["cache_hit_rate"],
+        "evicted_rows": sum(table["evicted"] for table in tables),
+        "refused_keys": sum(table["refused"] for table in tables),
         "dropped_gradients": stats["dropped_above"] + stats["dropped_below"],
         "checkpoint": str(checkpoint),
         "run": str(trainer.run.directory),

@@ -18,6 +18,7 @@ from workers.samples.dataset import Dataset
 from workers.training.dense import load_dense, save_dense
 from workers.training.evaluation import Predictions, predict
 from workers.training.feed import Feed, feeds
+from workers.training.lifetimes import clicks_of, due_evictions, event_time_of
 from workers.training.progress import Reporter
 from workers.training.runs import InterruptedRunError, Run, keep_newest, write_json
 from workers.training.schedule import Schedule
@@ -26,17 +27,22 @@ from workers.training.world import World
 
 POSITION_FILE = "position.json"
 
-EVALUATE, SAVE, STOP = 1, 2, 4
+EVALUATE, SAVE, STOP, EVICT = 1, 2, 4, 8
 
 
 @dataclass
 class Position:
-    """Where training stands: the next batch to train on is number `batch` of `epoch`; `step` batches were trained."""
+    """Where training stands: the next batch to train on is number `batch` of `epoch`; `step` batches were trained.
+
+    event_time: the newest so far, seconds; evicted_at: by table, that of its last eviction.
+    """
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
     samples: int = 0
+    event_time: float = 0.0
+    evicted_at: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -68,8 +74,14 @@ class Trainer:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.position.step += 1
+        event_time = event_time_of(feed.batch)
         self.client.start_push(
-            feed.lookup, leaves.gradients(), step=self.position.step, learning_rates=self._row_learning_rates()
+            feed.lookup,
+            leaves.gradients(),
+            step=self.position.step,
+            learning_rates=self._row_learning_rates(),
+            clicks=clicks_of(feed.batch, self._click_task, self.scorer.tables),
+            event_time=event_time,
         )
         if self.config.train.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.scorer.model.parameters(), self.config.train.clip_norm)
@@ -77,6 +89,7 @@ class Trainer:
         self.client.settle(self.client.options.staleness)
         self.position.batch += 1
         self.position.samples += feed.batch.size * self.world.size
+        self.position.event_time = max(self.position.event_time, event_time)
         self.latest_loss = float(loss.detach())
 
     def fit(self) -> None:
@@ -148,6 +161,8 @@ class Trainer:
             if due:
                 self.client.flush()
                 self.training_seconds += time.monotonic() - started
+                if due & EVICT:
+                    self._evict()
                 if due & EVALUATE:
                     self._evaluate_valid()
                 if due & (SAVE | STOP):
@@ -213,14 +228,29 @@ class Trainer:
         )
 
     def _due(self, seconds_since_save: float) -> int:
-        """What comes after this step, as a sum of EVALUATE, SAVE and STOP."""
+        """What comes after this step, as a sum of EVALUATE, SAVE, STOP and EVICT."""
         step, every = self.position.step, self.config.train.evaluate_every_steps
         options = self.config.checkpoint
         evaluate = bool(every and step % every == 0)
         save = bool(options.every_steps and step % options.every_steps == 0) or bool(
             options.every_minutes and seconds_since_save >= 60 * options.every_minutes
         )
-        return EVALUATE * evaluate + SAVE * save + STOP * self.run.stop_requested
+        evict = bool(due_evictions(self.scorer.tables, self.position.evicted_at, self.position.event_time))
+        return EVALUATE * evaluate + SAVE * save + STOP * self.run.stop_requested + EVICT * evict
+
+    def _evict(self) -> None:
+        """Evict what is due, while no worker pushes."""
+        self.world.barrier()
+        if self.world.is_first:
+            now, evicted_at = self.position.event_time, self.position.evicted_at
+            for table in due_evictions(self.scorer.tables, evicted_at, now):
+                self.client.evict(table, event_time=now)
+                evicted_at[table] = now
+        self.world.barrier()
+
+    @property
+    def _click_task(self) -> int:
+        return list(self.config.labels).index(self.config.click) if self.config.click else 0
 
     def _row_learning_rates(self) -> dict[str, dict[str, float]]:
         """Each segment's own rate times the schedule's scale: rows and tower drop together."""

@@ -124,7 +124,7 @@ def test_every_part_may_be_refused_at_once():
 
 def push_work(lookup, sweeps=()):
     gradients = {"user": np.ones((len(lookup.keys["user"]), 4), np.float32)}
-    return Push(lookup, gradients, {}, {"user": [0.1, 0.1]}, sweeps, Identity(5, 9, 3), pb.FLOAT32)
+    return Push(lookup, gradients, {}, {}, {"user": [0.1, 0.1]}, sweeps, Identity(5, 9, 3), pb.FLOAT32)
 
 
 def test_a_push_sent_again_keeps_client_and_sequence():

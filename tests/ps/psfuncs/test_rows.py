@@ -88,7 +88,7 @@ def test_a_row_that_cannot_be_born():
 def test_rows_that_are_not_finite_are_refused_and_counted():
     table = table_of(broken=VICTIM)
     keys = np.append(KEYS, np.uint64(VICTIM))
-    assert push(table, keys) == (len(keys) - 1, len(keys), 1)
+    assert push(table, keys)[:3] == (len(keys) - 1, len(keys), 1)
     np.testing.assert_array_equal(table.pull(np.array([VICTIM], np.uint64)), np.zeros((1, 5), f32))
 
 
