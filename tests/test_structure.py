@@ -40,7 +40,11 @@ LEVELS = [
     {"config": ["workers.config", "workers.metrics"]},
     {"samples": ["workers.samples"], "models": ["workers.models"]},
     {"training": ["workers.training"]},
-    {"command line": ["workers", "workers.cli", "workers.inspect", "workers.slots", "workers.text"]},
+    {
+        "command line": [
+            "workers", "workers.cli", "workers.inspect", "workers.planning", "workers.slots", "workers.text",
+        ]
+    },
 ]  # fmt: skip
 
 STRANGERS = [("client", "shard"), ("client", "server")]  # they meet on the wire only

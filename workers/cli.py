@@ -71,6 +71,55 @@ def inspect(
 
 
 @app.command()
+def plan(
+    config: ConfigPath,
+    requests: Annotated[str, typer.Option(help="samples served a second, as 1e6", show_default=False)],
+    rows: Annotated[list[str] | None, typer.Option(help="N, or TABLE=N for each table", show_default=False)] = None,
+    params: Annotated[
+        list[str] | None, typer.Option(help="instead of --rows: rows x width", show_default=False)
+    ] = None,
+    updates: Annotated[str | None, typer.Option(help="samples trained on a second [as many as requests]")] = None,
+    keys_per_request: Annotated[str | None, typer.Option(help="[one of each keyed field]")] = None,
+    requests_per_call: Annotated[str | None, typer.Option(help="requests whose keys one call carries [1]")] = None,
+    updates_per_call: Annotated[str | None, typer.Option(help="[the recipe's data.batch_size]")] = None,
+    node_memory: Annotated[str | None, typer.Option(help="[256GiB]")] = None,
+    node_cores: Annotated[str | None, typer.Option(help="[32]")] = None,
+    node_network: Annotated[str | None, typer.Option(help="Gbit/s, each way [10]")] = None,
+    load: Annotated[str | None, typer.Option(help="share of cores and network that may be busy [0.5]")] = None,
+    fill: Annotated[str | None, typer.Option(help="share of memory that may be full [0.8]")] = None,
+    replicas: Annotated[str | None, typer.Option(help="further copies of all rows [0]")] = None,
+    figures: Annotated[Path | None, typer.Option(help="measured figures of your machine, see docs/planning.md")] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Memory, shards, nodes, cores, network and checkpoint of a size of job, from measured figures."""
+    from workers.planning.demand import read_options
+    from workers.planning.figures import read_figures
+    from workers.planning.plan import Line, as_answer, as_text
+    from workers.planning.plan import plan as run
+
+    lines: list[Line] = []
+    with _answering(as_json, lambda answer: as_text(lines, answer["figures"])) as answer:
+        recipe, known = load_config(config, overrides or []), read_figures(figures)
+        others = {
+            "requests": requests,
+            "updates": updates,
+            "keys_per_request": keys_per_request,
+            "requests_per_call": requests_per_call,
+            "updates_per_call": updates_per_call,
+            "node_memory": node_memory,
+            "node_cores": node_cores,
+            "node_network": node_network,
+            "load": load,
+            "fill": fill,
+            "replicas": replicas,
+        }
+        demand, nodes = read_options(recipe, rows=rows or [], params=params or [], options=others)
+        lines += run(recipe, demand, nodes, known)
+        answer(as_answer(lines, known))
+
+
+@app.command()
 def up(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
     """Start a long-lived cluster of shards on Ray; `weir train` of the same recipe attaches to it."""
     from workers.training.cluster import up as run

@@ -1,0 +1,61 @@
+"""Bytes that rows take in memory and in a checkpoint, from the code that lays them out: nothing is estimated here.
+
+A table of few buckets is grown in address space alone: its real Buckets plan runs, blocks and indexes, and no row is
+written. Buckets are staggered in their cycle of growth, which repeats from one index size to the next; so a few of
+them, spread over the cycle, stand for all, and a bucket of millions of rows for one of fewer in the same place.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ps.record import Record, encode_record
+from ps.spec import TableSpec
+from ps.storage.buckets import GROWTH, MAX_ROWS, Buckets
+from ps.storage.layout import layout_of
+
+_SAMPLED_BUCKETS = 32
+_SAMPLED_ROWS = 300_000  # of one bucket, at most; from there on runs have their greatest size and sizes only repeat
+_STEP = 1.01  # growth between two reservations: finer than a run, which is a sixteenth
+_RECORD_ROWS = 4096  # of a checkpoint's record
+
+
+class Footprint:
+    """Of one table's layout."""
+
+    def __init__(self, name: str, spec: TableSpec) -> None:
+        self._name, self._layout = name, layout_of(spec)
+
+    @property
+    def row_bytes(self) -> int:
+        """Key, metadata, values and state of a row."""
+        return self._layout.row_bytes
+
+    def memory_bytes(self, num_rows: float, num_buckets: int) -> float:
+        """What Table.memory_bytes comes to, over all shards. Raises ValueError for more rows than buckets hold."""
+        rows = num_rows / num_buckets
+        if rows > MAX_ROWS:
+            raise ValueError(f"{rows:.4g} rows in a bucket; it holds {MAX_ROWS}")
+        sampled = min(_SAMPLED_BUCKETS, num_buckets)
+        scaled = rows
+        while scaled > _SAMPLED_ROWS:
+            scaled /= GROWTH
+        added = self._grown_bytes(sampled, round(scaled)) - self._grown_bytes(sampled, 0)
+        per_bucket = added / sampled * (rows / scaled if scaled else 0)
+        return self._grown_bytes(num_buckets, 0) + num_buckets * per_bucket
+
+    def checkpoint_bytes(self, num_rows: float, num_buckets: int) -> float:
+        """Of all records: rows without padding between them, and a frame for every 4,096 rows of a bucket."""
+        image = 4 * self._layout.image_words
+        one = Record(self._name, num_buckets - 1, "", np.zeros(1, np.uint64), np.zeros((1, image), np.uint8))
+        frame = len(encode_record(one)) - 8 - image
+        records = num_buckets * -(-(num_rows / num_buckets) // _RECORD_ROWS)
+        return num_rows * (8 + image) + records * frame
+
+    def _grown_bytes(self, num_buckets: int, rows: int) -> int:
+        """Memory of buckets that grew to `rows` rows each, row by row or nearly so."""
+        buckets, reached = Buckets(self._name, self._layout, num_buckets, None), 0
+        while reached < rows:
+            reached = min(max(reached + 1, int(reached * _STEP)), rows)
+            buckets.reserve(np.full(num_buckets, reached, np.int64))  # they hold no rows, so it counts all of these
+        return buckets.memory_bytes
