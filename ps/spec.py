@@ -1,8 +1,8 @@
 """What a table is: segments with their initializer, optimizer and codec. The same models are read from YAML and from
 Python.
 
-Options that change behaviour (what is learnt): dim, initializer, optimizer, codec, seed, num_buckets, admission,
-eviction, score, and memory_limit_bytes where it is reached. Options that change only cost: keep_counts.
+Options that change behaviour (what is learnt): dim, initializer, optimizer, codec, state_codec, seed, num_buckets,
+admission, eviction, score, and memory_limit_bytes where it is reached. Options that change only cost: keep_counts.
 """
 
 from __future__ import annotations
@@ -62,6 +62,10 @@ class RowOptimizer(Spec):
         """Floats of state that a row of `dim` values keeps."""
         return 0
 
+    def needs_exact_state(self) -> bool:
+        """Whether state holds numbers that must not be rounded, such as steps: then it is kept in fp32 only."""
+        return False
+
 
 class SGD(RowOptimizer):
     """w -= lr * (g + l2 * w)."""
@@ -120,6 +124,9 @@ class Adam(RowOptimizer):
                 "sweep moves every row at every step already; l2_per: step is for rows that are only pushed"
             )
         return self
+
+    def needs_exact_state(self) -> bool:
+        return self.l2_per == "step"
 
 
 class FTRL(RowOptimizer):
@@ -189,7 +196,8 @@ Optimizer = Annotated[
     SerializeAsAny[Annotated[SGD | AdaGrad | RowWiseAdaGrad | Adam | FTRL, Field(discriminator="name")]],
     WrapValidator(_chosen),
 ]
-CodecName = Literal["fp32", "fp16", "bf16"]
+CodecName = Literal["fp32", "fp16", "bf16", "int8"]
+StateCodecName = Literal["fp32", "bf16"]
 
 
 class SegmentSpec(Spec):
@@ -199,6 +207,17 @@ class SegmentSpec(Spec):
     initializer: Initializer = Zeros()
     optimizer: Optimizer = AdaGrad()  # one of ours or a user's RowOptimizer
     codec: CodecName = "fp32"
+    state_codec: StateCodecName = "fp32"  # of the optimizer's state
+
+    @model_validator(mode="after")
+    def _exact_state(self) -> SegmentSpec:
+        if self.state_codec != "fp32" and self.optimizer.needs_exact_state():
+            variant = " with l2_per: step" if isinstance(self.optimizer, Adam) else ""
+            raise ValueError(
+                f"state_codec {self.state_codec} would round the state of {self.optimizer.name}{variant}, which holds "
+                "numbers that must stay exact, such as steps; use fp32"
+            )
+        return self
 
 
 class TableSpec(Spec):

@@ -41,7 +41,7 @@ def _summary(path: Path, *, slots: bool) -> dict[str, Any]:
             table: {
                 "rows": rows,
                 "segments": {
-                    name: f"{segment.dim} x {segment.codec}, {segment.optimizer.name}"
+                    name: f"{segment.dim} x {segment.codec}, {segment.optimizer.name} in {segment.state_codec}"
                     for name, segment in found.manifest.spec.tables[table].segments.items()
                 },
                 "slots": {names.get(slot, str(slot)): count for slot, count in sorted(found.slots[table].items())},

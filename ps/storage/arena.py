@@ -1,9 +1,11 @@
 """The memory of a table: one reserved stretch of address space, given out in extents. Physical pages come when touched.
 
     extent    consecutive units; a unit is 64 words (256 bytes)
-    held      free, its pages still there: what a grown index leaves. Used again first, by rows: giving pages back one
-              by one would break up the huge pages around them
-    released  free, its whole pages given back to the system: what a dropped bucket leaves
+    rows      extents from the bottom up: they last
+    indexes   extents from the top down, with directories and the first few rows of buckets: a bucket that grows gets a
+              new one, and the old one goes. As all buckets grow, what is in use is the youngest part of this end, and
+              what went is one stretch behind it, so few huge pages are split
+    free      its whole pages given back to the system; neighbours are one
     unit 0    is never given out and stays 0: an empty bucket's index points there
 
 Not thread-safe.
@@ -14,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+from bisect import bisect_left, insort
 
 import numpy as np
 
@@ -22,7 +25,7 @@ from ps.errors import MemoryLimitError
 UNIT_WORDS = 64
 UNIT_BYTES = 4 * UNIT_WORDS
 _FLOOR_BYTES = 64 << 20
-_HUGE_PAGES_FROM = 64 << 20
+_HUGE_ROWS_FROM, _HUGE_INDEXES_FROM = 64 << 20, 16 << 20  # bytes
 _MAP_NORESERVE = 0x4000
 _MADV_COLLAPSE = 25  # Linux 6.1; makes huge pages of what was touched before
 
@@ -52,65 +55,108 @@ class Arena:
         self.floats = self.words.view(np.float32)
         self.halves = self.words.view(np.uint16)
         self.num_units = len(self.words) // UNIT_WORDS
-        self.resident_units = 1  # in use or held
-        self._end = 1  # all units from here on were never used
-        self._held: dict[int, list[int]] = {}  # length -> starts
-        self._released: dict[int, list[int]] = {}
-        self._huge = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self.used_units = 1
+        self._bottom, self._top = 1, self.num_units  # what lies between was never used, or is free again
+        self._free_rows, self._free_indexes = _Free(), _Free()
+        self._huge_rows = self._huge_indexes = False
 
     def room_for(self, units: int) -> bool:
         """Whether extents of so many units in all can be given out."""
-        return self._end + units <= self.num_units
+        return self._bottom + units <= self._top
 
-    def allocate(self, units: int) -> int:
+    def allocate(self, units: int, *, lasting: bool = True) -> int:
         """Start of a new extent, contents undefined. The caller has asked `room_for`."""
-        for free in (self._held, self._released):
-            length = min((length for length, starts in free.items() if starts and length >= units), default=0)
-            if length:
-                start = free[length].pop()
-                if length > units:
-                    free.setdefault(length - units, []).append(start + units)
-                if free is self._released:
-                    self.resident_units += units
-                return start
-        start = self._end
-        if start + units > self.num_units:
-            raise MemoryLimitError(f"the {self.num_units * UNIT_BYTES >> 20} MiB reserved for a table are used up")
-        self._end += units
-        self.resident_units += units
-        if not self._huge and self._end * UNIT_BYTES >= _HUGE_PAGES_FROM:
-            self._advise_huge_pages()
+        start = (self._free_rows if lasting else self._free_indexes).take(units)
+        if start is None:
+            if self._bottom + units > self._top:
+                raise MemoryLimitError(f"the {self.num_units * UNIT_BYTES >> 20} MiB reserved for a table are used up")
+            if lasting:
+                start, self._bottom = self._bottom, self._bottom + units
+            else:
+                start = self._top = self._top - units
+        self.used_units += units
+        if not self._huge_rows and self._bottom * UNIT_BYTES >= _HUGE_ROWS_FROM:
+            self._huge_rows = True
+            self._advise_huge_pages(0, len(self._map) // 2, self._bottom * UNIT_BYTES)
+        if not self._huge_indexes and (self.num_units - self._top) * UNIT_BYTES >= _HUGE_INDEXES_FROM:
+            self._huge_indexes = True
+            self._advise_huge_pages(len(self._map) // 2, len(self._map) - len(self._map) // 2, 0)
         return start
 
-    def hold(self, start: int, units: int) -> None:
-        """Take an extent back for later use, with its memory."""
-        self._held.setdefault(units, []).append(start)
-
     def release(self, start: int, units: int) -> None:
-        """Take an extent back and give its whole pages to the system."""
-        self.resident_units -= units
-        self._released.setdefault(units, []).append(start)
-        first = -(-start * UNIT_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = (start + units) * UNIT_BYTES // mmap.PAGESIZE * mmap.PAGESIZE - first
-        if length > 0:
-            self._map.madvise(mmap.MADV_DONTNEED, first, length)
-
-    def release_held(self) -> None:
-        """Give the pages of held extents to the system."""
-        held, self._held = self._held, {}
-        for units, starts in held.items():
-            for start in starts:
-                self.release(start, units)
+        """Take an extent back and give its pages to the system."""
+        self.used_units -= units
+        is_row = start < self._bottom
+        free = self._free_rows if is_row else self._free_indexes
+        first, last = free.give(start, start + units)
+        if is_row and last == self._bottom:
+            free.take(last - first, first)
+            self._bottom = first
+        elif not is_row and first == self._top:
+            free.take(last - first, first)
+            self._top = last
+        # Pages that are free as a whole now, and were not before: those at the ends were shared with neighbours.
+        page = mmap.PAGESIZE
+        low = max(-(-first * UNIT_BYTES // page), start * UNIT_BYTES // page) * page
+        high = min(last * UNIT_BYTES // page, -(-(start + units) * UNIT_BYTES // page)) * page
+        if high > low:
+            self._map.madvise(mmap.MADV_DONTNEED, low, high - low)
 
     def clear(self) -> None:
         """Take everything back."""
-        self._map.madvise(mmap.MADV_DONTNEED, 0, self._end * UNIT_BYTES)
-        self.resident_units, self._end = 1, 1
-        self._held.clear()
-        self._released.clear()
+        self._map.madvise(mmap.MADV_DONTNEED, 0, -(-self._bottom * UNIT_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE)
+        top = self._top * UNIT_BYTES // mmap.PAGESIZE * mmap.PAGESIZE
+        if top < len(self._map):
+            self._map.madvise(mmap.MADV_DONTNEED, top, len(self._map) - top)
+        self._begin()
 
-    def _advise_huge_pages(self) -> None:
-        self._huge = True
+    def _advise_huge_pages(self, start: int, length: int, touched: int) -> None:
+        """For a part of the memory, whose first `touched` bytes have pages already."""
+        page = mmap.PAGESIZE
         with contextlib.suppress(OSError):  # a kernel without huge pages is only slower
-            self._map.madvise(mmap.MADV_HUGEPAGE)
-            self._map.madvise(_MADV_COLLAPSE, 0, _HUGE_PAGES_FROM)
+            self._map.madvise(mmap.MADV_HUGEPAGE, start // page * page, length // page * page)
+            if touched:
+                self._map.madvise(_MADV_COLLAPSE, start, touched // page * page)
+
+
+class _Free:
+    """Free extents, [start, end), neighbours merged; the least that fits is used first."""
+
+    def __init__(self) -> None:
+        self._ends: dict[int, int] = {}  # start -> end
+        self._starts: dict[int, int] = {}  # end -> start
+        self._by_length: list[tuple[int, int]] = []  # (length, start), ascending
+
+    def give(self, start: int, end: int) -> tuple[int, int]:
+        """Add an extent; the free extent that it is part of now."""
+        before, after = self._starts.get(start), self._ends.get(end)
+        if before is not None:
+            self._remove(before, start)
+            start = before
+        if after is not None:
+            self._remove(end, after)
+            end = after
+        self._add(start, end)
+        return start, end
+
+    def take(self, units: int, start: int | None = None) -> int | None:
+        """The start of so many units, no longer free; of the extent at `start`, or of the least that has them."""
+        place = bisect_left(self._by_length, (units, -1 if start is None else start))
+        if place == len(self._by_length):
+            return None
+        length, start = self._by_length[place]
+        self._remove(start, start + length)
+        if length > units:
+            self._add(start + units, start + length)
+        return start
+
+    def _add(self, start: int, end: int) -> None:
+        self._ends[start], self._starts[end] = end, start
+        insort(self._by_length, (end - start, start))
+
+    def _remove(self, start: int, end: int) -> None:
+        del self._ends[start], self._starts[end]
+        del self._by_length[bisect_left(self._by_length, (end - start, start))]

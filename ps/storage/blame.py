@@ -57,20 +57,20 @@ def blame_optimizers(
     gradients: Gradients | None = None,
 ) -> Exception:
     """`blame` for the optimizers of a table. keys: the rows that one may have raised on; gradients: one of each."""
-    parts = list(zip(table._layout.kernels.segments, table.spec.segments.values(), rates))
+    parts = list(zip(table._layout.kernels.segments, table.spec.segments.items(), rates))
 
     def inputs(code: RowCode) -> Iterator[Inputs]:
-        part, _, rate = next(each for each in parts if each[0].code is code)
+        part, (name, _), rate = next(each for each in parts if each[0].code is code)
         columns = slice(part.column, part.column + part.dim)
         rows, addresses = table.pull(keys)[:, columns], table._locate(keys)[0]
         for i in range(len(keys)):
             state = np.zeros(part.state_dim, np.float32)
             if addresses[i] >= 0:
-                state[:] = table._state(addresses[i : i + 1], part.state_word, part.state_dim)[0]
+                state[:] = table._state(addresses[i : i + 1], name)[0]
             given = {"values": rows[i].copy(), "state": state, "learning_rate": rate, "key": keys[i], "step": step}
             yield given if gradients is None else {**given, "gradient": gradients[i, columns].copy()}
 
-    return blame(error, role, [(part.code, segment.optimizer) for part, segment, _ in parts], inputs)
+    return blame(error, role, [(part.code, segment.optimizer) for part, (_, segment), _ in parts], inputs)
 
 
 def _call(code: RowCode, owner: object, role: str, given: Inputs) -> None:

@@ -1,8 +1,8 @@
 """Room for rows: the blocks, directory and index of every bucket, and when they grow.
 
-Blocks come in runs that belong to one bucket and grow with it (about a sixteenth of its rows, at most 256 KiB), so
+Blocks come in runs that belong to one bucket and grow with it (about a thirty-second of its rows, at most 256 KiB), so
 growth copies no row and a bucket is freed whole; only less than one block is copied when it grows. An index grows
-by 1.3 when it is 4/5 full; where in that cycle a bucket stands is staggered over the buckets, so that they do not
+by 1.2 when it is 4/5 full; where in that cycle a bucket stands is staggered over the buckets, so that they do not
 all grow in one push. Not thread-safe.
 """
 
@@ -20,7 +20,7 @@ from ps.storage.kernels import index
 from ps.storage.layout import RowLayout
 
 _FULL = 0.8
-GROWTH = 1.3
+GROWTH = 1.2
 _LEAST_CAPACITY = 64
 _SPARE_ROOM = 0.1  # part of its room that a bucket may have to spare before rows that went give memory back,
 _SPARE_INDEX = 0.6  # and how small a new index must be against the old one, to be worth building
@@ -67,7 +67,7 @@ class Buckets:
 
     @property
     def memory_bytes(self) -> int:
-        return self.arena.resident_units * UNIT_BYTES + self.table.nbytes
+        return self.arena.used_units * UNIT_BYTES + self.table.nbytes
 
     def reserve(self, new_rows: NDArray[np.int64]) -> None:
         """Make room for new_rows [num_buckets] more rows. Raises MemoryLimitError, and changes nothing, if there is
@@ -151,13 +151,13 @@ class Buckets:
             growth.room = max(1, layout.block_rows // (4 if rows > layout.block_rows // 16 else 16))
             growth.blocks, growth.run_units = 1, -(-growth.room * layout.kernels.stride // UNIT_WORDS)
             return
-        run_bytes = min(rows * layout.row_bytes // 16, _MAX_RUN_BYTES)
+        run_bytes = min(rows * layout.row_bytes // 32, _MAX_RUN_BYTES)
         growth.blocks = max(-(-rows // layout.block_rows) - kept, run_bytes // (layout.block_units * UNIT_BYTES))
         growth.run_units = growth.blocks * layout.block_units
         growth.room = (kept + growth.blocks) * layout.block_rows
 
     def _capacity(self, bucket: int, rows: int) -> int:
-        """The least entry of the bucket's series least * 1.3 ** (bucket / num_buckets + k) that is not full, in whole
+        """The least entry of the bucket's series least * 1.2 ** (bucket / num_buckets + k) that is not full, in whole
         units.
         """
         phase = bucket / self.num_buckets
@@ -169,19 +169,20 @@ class Buckets:
         entry, words, arena = self.table[growth.bucket], self.arena.words, self.arena
         if growth.directory:
             old, length = int(entry[index.DIRECTORY]), int(entry[index.DIRECTORY_CAPACITY])
-            new = arena.allocate(growth.directory // UNIT_WORDS) * UNIT_WORDS
+            new = arena.allocate(growth.directory // UNIT_WORDS, lasting=False) * UNIT_WORDS
             words[new : new + length] = words[old : old + length]
             if length:
-                arena.hold(old // UNIT_WORDS, length // UNIT_WORDS)
+                arena.release(old // UNIT_WORDS, length // UNIT_WORDS)
             entry[index.DIRECTORY], entry[index.DIRECTORY_CAPACITY] = new, growth.directory
         if growth.blocks:
-            start, runs = arena.allocate(growth.run_units), self._runs.setdefault(growth.bucket, [])
+            lasting = growth.room >= self.layout.block_rows  # the first few rows move when there are more
+            start, runs = arena.allocate(growth.run_units, lasting=lasting), self._runs.setdefault(growth.bucket, [])
             if 0 < entry[index.ROOM] < self.layout.block_rows:
                 [(old, units)] = runs
                 length = units * UNIT_WORDS
                 target, source = start * UNIT_WORDS, old * UNIT_WORDS
                 words[target : target + length] = words[source : source + length]
-                arena.hold(old, units)
+                arena.release(old, units)
                 runs.clear()
             runs.append((start, growth.run_units))
             first = int(entry[index.DIRECTORY] + entry[index.ROOM] // self.layout.block_rows)
@@ -192,11 +193,11 @@ class Buckets:
             old, length = int(entry[index.INDEX]), int(entry[index.CAPACITY])
             self._build_index(growth.bucket, growth.capacity)
             if length:
-                arena.hold(old // UNIT_WORDS, length // UNIT_WORDS)
+                arena.release(old // UNIT_WORDS, length // UNIT_WORDS)
 
     def _build_index(self, bucket: int, capacity: int) -> None:
         """A new index of so many entries; the memory of the old one is the caller's."""
         entry, layout, bits = self.table[bucket], self.layout.kernels, self.num_buckets.bit_length() - 1
-        entry[index.INDEX] = self.arena.allocate(capacity // UNIT_WORDS) * UNIT_WORDS
+        entry[index.INDEX] = self.arena.allocate(capacity // UNIT_WORDS, lasting=False) * UNIT_WORDS
         entry[index.CAPACITY], entry[index.ROW_BITS] = capacity, capacity.bit_length()
         index.rebuild(self.arena.words, self.table, bucket, bits, layout.block_shift, layout.stride)

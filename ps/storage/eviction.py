@@ -73,7 +73,6 @@ class Evictor:
     def _make_room(self, buckets: NDArray[np.int64], target_bytes: int) -> Generator[None, None, None]:
         table = self._table
         try:
-            table.arena.release_held()
             for _ in range(_MAX_PASSES):
                 if table.memory_bytes <= target_bytes or not self._has_rows_to_spare(buckets):
                     return

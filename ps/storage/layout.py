@@ -4,7 +4,7 @@ row       = key (8 bytes) metadata values* state*     multiples of 4 bytes, litt
 metadata  = nothing | last_seen | last_seen shows clicks     only what admission or eviction need (TableSpec.keeps_*)
 last_seen = uint32, event time of the newest push, seconds since 1970; shows, clicks = float32, as decayed at last_seen
 values    = dim codes of the segment's codec, padded with zero bytes to a multiple of 4
-state     = float32 * state_dim of the segment's optimizer
+state     = state_dim codes (of the segment's optimizer) of its state codec, padded likewise
 image     = the row without its key
 """
 
@@ -19,7 +19,7 @@ from ps.errors import RequestError
 from ps.keys import hash_texts
 from ps.spec import Constant, Normal, TableSpec, Uniform
 from ps.storage.arena import UNIT_WORDS
-from ps.storage.kernels.codecs import CODECS
+from ps.storage.kernels.codecs import CODECS, STATE_CODECS
 from ps.storage.kernels.generate import KernelLayout, SegmentLayout
 from ps.storage.kernels.optimizers import code_of, kernel_name, state_dim
 
@@ -70,6 +70,16 @@ class RowLayout:
         place = self.names.index(name)
         return place, self.kernels.segments[place]
 
+    def state_columns(self, name: str | None) -> tuple[int, int, int]:
+        """Of a segment, or of all (None): its place (-1), and first column and number of its floats in a row's state.
+
+        Raises RequestError for an unknown name.
+        """
+        if name is None:
+            return -1, 0, sum(s.state_dim for s in self.kernels.segments)
+        place, chosen = self.segment(name)
+        return place, chosen.state_column, chosen.state_dim
+
     def text(self) -> str:
         """Canonical text of an image: equal text means that images are interchangeable."""
         lines = [f"image 1: {4 * self.image_words} bytes, little-endian"]
@@ -78,7 +88,7 @@ class RowLayout:
         for name, s in zip(self.names, self.kernels.segments):
             lines.append(
                 f"{name!r}: {s.dim} {s.codec} at {4 * (s.value_word - _KEY_WORDS)}, "
-                f"{s.optimizer} {s.state_dim} fp32 at {4 * (s.state_word - _KEY_WORDS)}"
+                f"{s.optimizer} {s.state_dim} {s.state_codec} at {4 * (s.state_word - _KEY_WORDS)}"
             )
         return "\n".join(lines)
 
@@ -98,6 +108,7 @@ def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
         segments.append(
             SegmentLayout(
                 codec=segment.codec,
+                state_codec=segment.state_codec,
                 initializer=segment.initializer.name,
                 optimizer=kernel_name(optimizer),
                 code=code,
@@ -112,7 +123,8 @@ def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
         )
         hyper += 1 + len(code.pack(optimizer))
         column, word = column + segment.dim, word + words
-        state_word, scratch = state_word + kept, scratch + segment.dim + kept
+        state_word += STATE_CODECS[segment.state_codec].words(kept)
+        scratch += segment.dim + kept
     rows = max(1, _MAX_BLOCK_BYTES // (4 * state_word))
     shift = min(_MAX_BLOCK_SHIFT, rows.bit_length() - 1)
     kernels = KernelLayout(state_word, shift, tuple(segments), check, metadata)
@@ -133,8 +145,11 @@ def hyper_of(spec: TableSpec) -> NDArray[np.float64]:
 
 
 def streams_of(table: str, spec: TableSpec, seed: int) -> NDArray[np.uint64]:
-    """uint64 [2 * segments]: per segment the random streams of initial values and of rounding, from seed and names."""
-    texts = [f"{seed}\0{table}\0{name}\0{purpose}" for name in spec.segments for purpose in ("initial", "rounding")]
+    """uint64 [3 * segments]: per segment the random streams of initial values, of rounding, and of rounding its state,
+    from seed and names.
+    """
+    purposes = ("initial", "rounding", "rounding of state")
+    texts = [f"{seed}\0{table}\0{name}\0{purpose}" for name in spec.segments for purpose in purposes]
     return hash_texts(texts)
 
 

@@ -41,9 +41,8 @@ class Programs:
         self._table = table
         self._modules: dict[str, Any] = {}
         layout = table._layout
-        self._width, self._state_dim = layout.width, sum(s.state_dim for s in layout.kernels.segments)
         lone = np.zeros(layout.kernels.stride, np.float32)
-        values, state = np.zeros(self._width, np.float32), np.zeros(self._state_dim, np.float32)
+        values, state = np.zeros(layout.width, np.float32), np.zeros(layout.state_columns(None)[2], np.float32)
         self._room = (values, state, lone, lone.view(np.uint16), table._workspace[2])
 
     def compile(self, code: RowCode, role: str) -> None:
@@ -117,7 +116,9 @@ class Programs:
         """Returns applied, nonfinite, saturated, and the row that was at work last."""
         table, counts, num_keys = self._table, np.zeros(4, np.int64), len(keys)
         self.compile(program.code, program.role)
-        place, column, width, state_word, state_dim = self._part(program.segment)
+        place, state_column, state_dim = table._layout.state_columns(program.segment)
+        columns = slice(0, table._layout.width) if program.segment is None else table.spec.columns()[program.segment]
+        column, width = columns.start, columns.stop - columns.start
         payload = np.empty((num_keys, 0), np.float32) if payload is None else np.ascontiguousarray(payload)
         out = np.empty((num_keys, 0), np.float32) if out is None else out
         refused = np.empty(num_keys, np.bool_) if refused is None else refused
@@ -130,7 +131,7 @@ class Programs:
                 payload,
                 args,
                 step,
-                *(place, column, width, state_word, state_dim, write, out, total, counts, refused),
+                *(place, column, width, state_column, state_dim, write, out, total, counts, refused),
                 *(table._own_rates, table._hyper, table._streams, *self._room),
             )
         except Exception as error:
@@ -140,17 +141,9 @@ class Programs:
                 values = table.pull(keys[at : at + 1])[0, column : column + width].copy()
                 state = np.zeros(state_dim, np.float32)
                 if addresses[at] >= 0:
-                    state[:] = table._state(addresses[at : at + 1], state_word, state_dim)[0]
+                    state[:] = table._state(addresses[at : at + 1], program.segment)[0]
                 own = {"values": values, "state": state, "payload": payload[at].copy(), "out": out[at].copy()}
                 yield {**own, "total": total.copy(), "key": keys[at], "step": step}
 
             raise blame(error, program.role, [(program.code, program.owner)], inputs) from error
         return counts
-
-    def _part(self, segment: str | None) -> tuple[int, int, int, int, int]:
-        """Place, first column, width, first word and number of state floats of a segment, or of all."""
-        layout = self._table._layout
-        if segment is None:
-            return -1, 0, self._width, layout.kernels.segments[0].state_word, self._state_dim
-        place, chosen = layout.segment(segment)
-        return place, chosen.column, chosen.dim, chosen.state_word, chosen.state_dim

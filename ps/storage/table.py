@@ -253,19 +253,16 @@ class Table:
 
     def scan(self, bucket: int, segment: str | None = None) -> Iterator[Block]:
         """Blocks of at most 4096 rows in row order: all segments side by side, or one of them. See Block."""
-        place, column, state_word = _ALL, 0, self._layout.kernels.segments[0].state_word
-        state_dim = sum(s.state_dim for s in self._layout.kernels.segments)
+        place, column = _ALL, 0
         if segment is not None:
             place, chosen = self._layout.segment(segment)
-            column, state_word, state_dim = chosen.column, chosen.state_word, chosen.state_dim
+            column = chosen.column
         first = 0
         while first < self._buckets.rows[bucket]:  # asked anew for each block: rows may go while this is suspended
             keys, addresses = self._rows_of(bucket, first, _BLOCK_ROWS)
             first += _BLOCK_ROWS
-            values = self.read_values(addresses, segment)
-            state = self._state(addresses, state_word, state_dim)
-            counts = self._state(addresses, SHOWS, 2 if self.spec.keeps_counts else 0)
-            yield Block(keys, values, state, counts, self, addresses, place, column)
+            values, state = self.read_values(addresses, segment), self._state(addresses, segment)
+            yield Block(keys, values, state, self._counts(addresses), self, addresses, place, column)
 
     def contains(self, keys: Keys) -> NDArray[np.bool_]:
         """bool [n]: which keys have a row."""
@@ -445,10 +442,19 @@ class Table:
             self._remove(keys)
             raise blame_optimizers(self, error, "init_state", keys, rates) from error
 
-    def _state(self, addresses: NDArray[np.int64], word: int, dim: int) -> Floats:
-        """float32 [n, dim]: state of rows, from a word of their layout on."""
-        state: Floats = self._buckets.arena.floats[addresses[:, None] + (word + np.arange(dim))]
+    def _state(self, addresses: NDArray[np.int64], segment: str | None) -> Floats:
+        """float32 [n, state_dim]: decoded state of rows, of one segment or of all."""
+        place, column, dim = self._layout.state_columns(segment)
+        state = np.empty((len(addresses), dim), np.float32)
+        arena = self._buckets.arena
+        self._kernels.read_states(arena.floats, arena.halves, addresses, place, column, state)
         return state
+
+    def _counts(self, addresses: NDArray[np.int64]) -> Floats:
+        """float32 [n, 2]: shows and clicks of rows, as they stand there; [n, 0] where none are kept."""
+        places = SHOWS + np.arange(2 if self.spec.keeps_counts else 0)
+        counts: Floats = self._buckets.arena.floats[addresses[:, None] + places]
+        return counts
 
     def _rows_of(self, bucket: int, first: int, count: int) -> tuple[Keys, NDArray[np.int64]]:
         count = max(0, min(count, int(self._buckets.rows[bucket]) - first))  # rows may have gone since the last block

@@ -33,6 +33,7 @@ class SegmentLayout:
     """
 
     codec: str
+    state_codec: str
     initializer: str
     optimizer: str
     code: RowCode
@@ -43,6 +44,11 @@ class SegmentLayout:
     state_word: int
     scratch: int
     hyper: int
+
+    @property
+    def state_column(self) -> int:
+        """First of its floats among the states of all segments."""
+        return self.scratch - self.column
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ def _segment_text(ordinal: int, segment: SegmentLayout, check: bool) -> str:
     name = row_functions.provide(segment.code, check=check)
     lines = [
         f"from {_KERNELS}.codecs import {segment.codec} as codec",
+        f"from {_KERNELS}.codecs import {segment.state_codec} as state_codec",
         f"from {_KERNELS}.initializers import {segment.initializer} as initialize",
         f"from {_KERNELS}.row_functions import provided",
         f"functions = provided({name!r})",
@@ -115,6 +122,7 @@ def _segment_text(ordinal: int, segment: SegmentLayout, check: bool) -> str:
         "COLUMN": segment.column,
         "VALUE_WORD": segment.value_word,
         "STATE_DIM": segment.state_dim,
+        "STATE_COLUMN": segment.state_column,
         "STATE_WORD": segment.state_word,
         "SCRATCH": segment.scratch,
         "HYPER": segment.hyper,
@@ -156,6 +164,8 @@ _ZEROS = ["    for j in range(state.shape[0]):", "        state[j] = np.float32(
 # are joined.
 _ROW_FUNCTIONS = (
     ("read", "floats, halves, address, out, base", True, None),
+    ("read_state", "floats, halves, address, out, base", True, None),
+    ("write_state", "floats, halves, address, state, base", True, "sum"),
     ("initial", "key, hyper, streams, out, base, code_floats, code_halves", False, None),
     ("create", "floats, halves, address, key, learning_rates, hyper, streams, scratch", False, None),
     ("stage", "floats, halves, address, key, gradients, base, learning_rates, hyper, step, scratch", False, "max"),

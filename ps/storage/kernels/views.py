@@ -39,6 +39,30 @@ def part(typingctx, array, start, length):
 
 
 @intrinsic
+def bytes_of(typingctx, array, start, length):
+    """As `part`, in bytes: int8 [length], from a byte of a C-contiguous array on."""
+
+    def codegen(context, builder, signature, args):
+        source_type, start_type, length_type = signature.args
+        source = context.make_array(source_type)(context, builder, args[0])
+        view = context.make_array(signature.return_type)(context, builder)
+        start = context.cast(builder, args[1], start_type, types.intp)
+        length = context.cast(builder, args[2], length_type, types.intp)
+        one = context.get_constant(types.intp, 1)
+        populate_array(
+            view,
+            data=builder.gep(builder.bitcast(source.data, ir.IntType(8).as_pointer()), [start]),
+            shape=cgutils.pack_array(builder, [length]),
+            strides=cgutils.pack_array(builder, [one]),
+            itemsize=one,
+            meminfo=None,
+        )
+        return view._getvalue()
+
+    return array.copy(dtype=types.int8, ndim=1, layout="C")(array, start, length), codegen
+
+
+@intrinsic
 def borrow(typingctx, array):
     """The same array, not counted as a reference. Never of an array made inside the kernel: that one would be freed."""
 

@@ -13,6 +13,9 @@ SEGMENTS = {
         dim=5, initializer=ps.Uniform(scale=0.1), optimizer=ps.RowWiseAdaGrad(), codec="fp16"
     ),
     "adam_bf16": ps.SegmentSpec(dim=2, initializer=ps.Normal(std=0.1), optimizer=ps.Adam(l2=0.001), codec="bf16"),
+    "adagrad_int8": ps.SegmentSpec(
+        dim=6, initializer=ps.Normal(std=0.1), optimizer=ps.AdaGrad(), codec="int8", state_codec="bf16"
+    ),
     "ftrl_fp32": ps.SegmentSpec(dim=1, optimizer=ps.FTRL(l1=0.01)),
 }
 SPEC = ps.ClusterSpec(

@@ -46,7 +46,7 @@ def line_of(mark):
 
 def test_an_optimizer_of_ones_own():
     table = table_of()
-    assert push(table, KEYS) == (len(KEYS), len(KEYS), 0)
+    assert push(table, KEYS) == (len(KEYS), len(KEYS), 0, 0)
     push(table, KEYS, 2.0)
     expected = np.concatenate([np.full(3, -0.75), np.full(2, -1.5)]).astype(f32)
     np.testing.assert_array_equal(table.pull(KEYS), np.tile(expected, (len(KEYS), 1)))

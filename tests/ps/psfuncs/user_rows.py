@@ -83,6 +83,18 @@ class TouchyTable(ps.UpdateRow):
             raise ValueError("table")  # table
 
 
+@ps.register("add_to_state")
+@dataclass(frozen=True)
+class AddToState(ps.UpdateRow):
+    """Adds to every number of state; the values stay."""
+
+    amount: float
+
+    def update_row(self, state):
+        for j in range(len(state)):
+            state[j] += self.amount
+
+
 @ps.register("state_and_slot")
 @dataclass(frozen=True)
 class StateAndSlot(ps.ReadRow):

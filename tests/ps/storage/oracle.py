@@ -45,10 +45,27 @@ def initial(spec: SegmentSpec, key: int, stream: int) -> np.ndarray:
     raise AssertionError(spec.initializer)
 
 
-def nearest(values: np.ndarray, codec: str) -> np.ndarray:
-    """Values after a trip through the codec, to the nearest code, saturating."""
+def fitted(values: np.ndarray, scale: float) -> float:
+    """The scale of int8 codes, from the one that they have (0: none yet) and the values that are to be stored."""
+    greatest, least, most = float(np.abs(values).max()), 2.0**-126, 2.0**121
+    if greatest == 0:
+        return scale
+    if scale == 0:
+        scale = least
+    while greatest > 127 * scale and scale < most:
+        scale *= 2
+    while greatest < 127 * scale / 4 and scale > least:
+        scale /= 2
+    return scale
+
+
+def nearest(values: np.ndarray, codec: str, scale: float = 0) -> np.ndarray:
+    """Values after a trip through the codec, to the nearest code, saturating. scale: of int8 codes, as `fitted`."""
     if codec == "fp32":
         return values
+    if codec == "int8":
+        codes = np.rint(values / scale if scale else values.astype(np.float64))
+        return (np.clip(codes, -127, 127) * scale).astype(f32)
     if codec == "fp16":
         with np.errstate(over="ignore"):
             return np.clip(values.astype(np.float16), -65504, 65504).astype(f32)
@@ -56,7 +73,7 @@ def nearest(values: np.ndarray, codec: str) -> np.ndarray:
     return np.clip(values.astype(ml_dtypes.bfloat16), -greatest, greatest).astype(f32)
 
 
-def stochastic(values: np.ndarray, codec: str, stream: int, key: int, step: int) -> np.ndarray:
+def stochastic(values: np.ndarray, codec: str, stream: int, key: int, step: int, scale: float = 0) -> np.ndarray:
     if codec == "fp32":
         return values
     start = mix64(((key ^ stream) + step * 0xD1B54A32D192ED03) & MASK)
@@ -64,6 +81,10 @@ def stochastic(values: np.ndarray, codec: str, stream: int, key: int, step: int)
     for j, value in enumerate(values):
         random = (draw(start, j // 4) >> (16 * (j % 4))) & 0xFFFF
         magnitude = int(np.abs(value).view(np.uint32))
+        if codec == "int8":
+            code = (int(float(value) / scale * 2**16) + random) >> 16 if scale else 0
+            out.append(f32(max(-127, min(127, code)) * scale))
+            continue
         if codec == "bf16":
             code = min((magnitude + random) >> 16, 0x7F7F)
             rounded = np.uint32(code << 16).view(f32)
@@ -81,19 +102,33 @@ class Segment:
     def __init__(self, spec: SegmentSpec, key: int, seed: int, table: str, name: str, rate: np.float32) -> None:
         self.spec, self.key = spec, key
         self.rounding = stream(seed, table, name, "rounding")
-        self.w = nearest(initial(spec, key, stream(seed, table, name, "initial")), spec.codec)
+        self.state_rounding = stream(seed, table, name, "rounding of state")
+        first = initial(spec, key, stream(seed, table, name, "initial"))
+        self.scale = fitted(first, 0)  # of int8 codes
+        self.w = nearest(first, spec.codec, self.scale)
         d, o = spec.dim, spec.optimizer
-        self.state = {
+        state = {
             "sgd": lambda: np.zeros(0, f32),
             "adagrad": lambda: np.full(d, o.initial_accumulator, f32),
             "rowwise_adagrad": lambda: np.zeros(1, f32),
             "adam": lambda: np.zeros(3 * d if o.sweep else 2 * d + (2 if o.l2_per == "step" else 1), f32),
             "ftrl": lambda: np.concatenate([self._dual(self.w, rate), np.zeros(d, f32)]),
         }[o.name]()
+        self.state = nearest(state, spec.state_codec)
 
-    def _dual(self, w: np.ndarray, rate: np.float32) -> np.ndarray:
+    def _dual(self, w: np.ndarray, rate: np.float32, n: np.ndarray | float = 0) -> np.ndarray:
         o = self.spec.optimizer
-        return -w * (f32(o.beta) / rate + f32(o.l2)) - np.sign(w) * f32(o.l1)
+        return -w * ((f32(o.beta) + np.sqrt(n, dtype=f32)) / rate + f32(o.l2)) - np.sign(w) * f32(o.l1)
+
+    def overwrite(self, values: np.ndarray) -> None:
+        """Values from outside, to the nearest; FTRL's z follows those that differ."""
+        if isinstance(self.spec.optimizer, FTRL):
+            d, rate = self.spec.dim, f32(self.spec.optimizer.learning_rate)
+            z, n = self.state[:d], self.state[d:]
+            z = np.where(self.w != values, self._dual(values, rate, n), z)
+            self.state = nearest(np.concatenate([z, n]), self.spec.state_codec)
+        self.scale = fitted(values, self.scale)
+        self.w = nearest(values, self.spec.codec, self.scale)
 
     def push(self, g: np.ndarray, rate: np.float32, step: int) -> None:
         w, state = self.w.copy(), self.state.copy()
@@ -150,7 +185,9 @@ class Segment:
 
     def _store(self, w, state, step):
         assert w.dtype == state.dtype == f32
-        self.w, self.state = stochastic(w, self.spec.codec, self.rounding, self.key, step), state
+        self.scale = fitted(w, self.scale)
+        self.w = stochastic(w, self.spec.codec, self.rounding, self.key, step, self.scale)
+        self.state = stochastic(state, self.spec.state_codec, self.state_rounding, self.key, step)
 
 
 def power(base: float, exponent: int) -> float:
@@ -198,6 +235,16 @@ class Oracle:
         for row in self.rows.values():
             for segment, rate in zip(row, rates):
                 segment.sweep(rate, step)
+
+    def overwrite(self, keys, values, segment=None) -> None:
+        """Values of rows that exist, of one segment or of all."""
+        columns = self.spec.columns()
+        chosen = [segment] if segment else list(columns)
+        first = columns[chosen[0]].start
+        for key, new in zip(map(int, keys), values):
+            for name, part in zip(columns, self.rows[key]):
+                if name in chosen:
+                    part.overwrite(new[columns[name].start - first : columns[name].stop - first])
 
     def delete(self, keys) -> int:
         return sum(self.rows.pop(key, None) is not None for key in map(int, keys))

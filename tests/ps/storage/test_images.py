@@ -5,7 +5,7 @@ import pytest
 
 from ps.errors import RequestError
 from ps.storage.table import Table
-from tests.ps.storage.test_table import RATES, SPECS, gradients
+from tests.ps.storage.test_table import RATES, SPECS, gradients, pair, same
 
 
 def trained(spec, num_buckets=8, num_keys=300, steps=3):
@@ -63,13 +63,13 @@ def test_images_overwrite_rows_and_survive_reused_memory():
 
 
 def test_images_of_another_layout_are_refused():
-    one, other = (Table("user", spec, seed=3, num_buckets=1) for spec in SPECS.values())
+    one, other = (Table("user", SPECS[name], seed=3, num_buckets=1) for name in ("fp32", "narrow"))
     assert one.image_layout() != other.image_layout()
     with pytest.raises(RequestError, match="this layout has uint8"):
         one.write_images(np.zeros(1, np.uint64), np.zeros((1, 3), np.uint8))
 
 
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
+@pytest.mark.parametrize("spec", [SPECS["fp32"], SPECS["narrow"]], ids=["fp32", "narrow"])
 def test_blocks_of_a_segment(spec):
     table = trained(spec, num_buckets=1)
     keys = np.arange(300, dtype=np.uint64)
@@ -82,6 +82,24 @@ def test_blocks_of_a_segment(spec):
     halved = before[rows.astype(np.int64)] * np.float32(0.5)
     # Halving is exact but for subnormal fp16 codes, whose distance is 2^-24.
     np.testing.assert_allclose(table.pull(rows), halved, rtol=0, atol=2.0**-25)
+
+
+@pytest.mark.parametrize("name", ["narrow", "least"])
+def test_overwrites_to_the_bit(name):
+    """Values from outside go to the nearest codes, and so does state that follows them."""
+    table, oracle = pair(SPECS[name], num_buckets=2)
+    rng = np.random.default_rng(2)
+    keys = np.arange(60, dtype=np.uint64)
+    g = gradients(rng, keys, table.spec)
+    table.push(keys, g, step=1, learning_rates=RATES)
+    oracle.push(keys, g, 1, RATES)
+    for segment, columns in [*table.spec.columns().items(), (None, slice(0, table.spec.width))]:
+        some = rng.choice(keys, 30, replace=False)
+        values = table.pull(some)[:, columns] * rng.choice([0, 0.01, 0.5, 1, 3], size=(30, 1)).astype(np.float32)
+        values += np.where(rng.random(values.shape) < 0.3, rng.normal(size=values.shape), 0).astype(np.float32)
+        assert table.write_values(some, values, segment) == (30, 0, 0, 0)
+        oracle.overwrite(some, values, segment)
+        same(table, oracle)
 
 
 def test_overwritten_ftrl_weights_go_on_from_there():

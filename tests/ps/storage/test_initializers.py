@@ -17,6 +17,7 @@ def table():
         "normal": ({"name": "normal", "std": 0.01}, "fp32"),
         "fp16": ({"name": "normal", "std": 1e-4}, "fp16"),
         "bf16": ({"name": "normal", "std": 1e-4}, "bf16"),
+        "int8": ({"name": "normal", "std": 1e-4}, "int8"),
     }
     segments = {
         name: {"dim": 8, "initializer": initializer, "codec": codec, "optimizer": "sgd"}
@@ -56,7 +57,7 @@ def test_elements_and_neighbouring_keys_are_uncorrelated(table):
 def test_initial_values_are_codes(table):
     """An initial value is what the row will hold: creating the row, by a push of zeros, does not change it."""
     before = table.pull(KEYS)
-    table.push(KEYS, np.zeros_like(before), step=1, learning_rates=np.ones(4, np.float32))
+    table.push(KEYS, np.zeros_like(before), step=1, learning_rates=np.ones(5, np.float32))
     assert np.array_equal(table.pull(KEYS), before)
     assert all(len(np.unique(before[:, columns])) > 100 for columns in table.spec.columns().values())
     table.clear()

@@ -97,25 +97,29 @@ def test_wide_rows_take_small_blocks():
     assert table.memory_bytes < 2.5 * 64 * table.bytes_per_row
 
 
-def test_extents_do_not_overlap():
+def test_extents_do_not_overlap_and_all_memory_comes_back():
     arena, rng = Arena(64 << 20), np.random.default_rng(0)
     live = {}
     for round_ in range(3000):
         if live and rng.random() < 0.45:
             start = list(live)[rng.integers(len(live))]
             units, mark = live.pop(start)
-            stretch = arena.words[start * 64 : (start + units) * 64]
-            assert (stretch == mark).all()
-            (arena.hold if rng.random() < 0.5 else arena.release)(start, units)
+            assert (arena.words[start * 64 : (start + units) * 64] == mark).all()
+            arena.release(start, units)
         else:
             units = int(rng.integers(1, 40))
-            start = arena.allocate(units)
+            start = arena.allocate(units, lasting=bool(rng.random() < 0.5))
             arena.words[start * 64 : (start + units) * 64] = round_
             live[start] = (units, round_)
+        assert arena.used_units == 1 + sum(units for units, _ in live.values())
     for start, (units, mark) in live.items():
         assert (arena.words[start * 64 : (start + units) * 64] == mark).all()
     assert arena.words[0] == 0
-    assert arena.resident_units >= 1 + sum(units for units, _ in live.values())
+    for start, (units, _) in live.items():
+        arena.release(start, units)
+    assert arena.used_units == 1
+    assert arena.room_for(arena.num_units - 1)
+    assert not arena.words[:].any()  # pages that were given back are zeros again
 
 
 def test_a_used_up_arena_says_so():

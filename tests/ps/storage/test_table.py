@@ -14,7 +14,7 @@ from tests.ps.storage.oracle import Oracle
 LAST = 2**64 - 1
 
 
-def everything(codecs):
+def everything(codecs, state_codec="fp32"):
     """Every optimizer and initializer, odd and even dims, L1 and L2 where there are any."""
     segments = [
         ("sgd", {"name": "sgd", "l2": 0.1}, {"name": "constant", "value": 0.3}),
@@ -30,7 +30,13 @@ def everything(codecs):
     return TableSpec.model_validate(
         {
             "segments": {
-                name: {"dim": dim, "optimizer": optimizer, "initializer": initializer, "codec": codec}
+                name: {
+                    "dim": dim,
+                    "optimizer": optimizer,
+                    "initializer": initializer,
+                    "codec": codec,
+                    "state_codec": "fp32" if name == "adam_per_step" else state_codec,
+                }
                 for (name, optimizer, initializer), dim, codec in zip(segments, dims, codecs)
             }
         }
@@ -40,6 +46,7 @@ def everything(codecs):
 SPECS = {
     "fp32": everything(["fp32"] * 8),
     "narrow": everything(["fp16", "bf16", "fp16", "bf16", "fp16", "bf16", "fp32", "bf16"]),
+    "least": everything(["int8"] * 8, state_codec="bf16"),
 }
 RATES = np.linspace(0.05, 0.5, 8).astype(np.float32)
 

@@ -28,6 +28,11 @@ def codes(floats, halves, word, dim):
 
 
 @inlined
+def clear(codes):
+    pass
+
+
+@inlined
 def decode(codes, values):
     for j in range(values.shape[0]):
         code = U32(codes[j])

@@ -14,6 +14,11 @@ def codes(floats, halves, word, dim):
 
 
 @inlined
+def clear(codes):
+    pass
+
+
+@inlined
 def decode(codes, values):
     for j in range(values.shape[0]):
         values[j] = codes[j]

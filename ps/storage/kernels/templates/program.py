@@ -1,8 +1,8 @@
 """A psfunc's row function in a loop over rows: in place, into a result of each key, or folded into one vector.
 
-The rows of one segment or of all: `segment` is its place or -1, and `column`, `width`, `state_word`, `state_dim` say
-where its values and state lie; so one compilation serves every segment. A row that does not exist (address -1) is made
-up beside the table, as it would be created.
+The rows of one segment or of all: `segment` is its place or -1, and `column`, `width`, `state_column`, `state_dim` say
+where its values and state stand among all; so one compilation serves every segment. A row that does not exist (address
+-1) is made up beside the table, as it would be created.
 """
 
 from collections import namedtuple
@@ -43,10 +43,9 @@ INFINITE = np.uint32(0x7F800000)
 
 
 @inlined
-def _load(segment, floats, halves, address, column, state_word, values, state):
+def _load(segment, floats, halves, address, column, state_column, values, state):
     table.read_row(segment, floats, halves, address, values, -column)
-    for j in range(state.shape[0]):
-        state[j] = floats[table.state_start(address) + state_word + j]
+    table.read_state_row(segment, floats, halves, address, state, -state_column)
 
 
 @inlined
@@ -98,7 +97,7 @@ def run(
     segment,
     column,
     width,
-    state_word,
+    state_column,
     state_dim,
     write,
     out,
@@ -136,9 +135,9 @@ def run(
         counts[AT] = i
         if address < 0:
             table.create_row(lone_floats, lone_halves, 0, key, learning_rates, hyper, streams, scratch)
-            _load(segment, lone_floats, lone_halves, 0, column, state_word, room, chosen_state)
+            _load(segment, lone_floats, lone_halves, 0, column, state_column, room, room_of_state)
         else:
-            _load(segment, floats, halves, address, column, state_word, room, chosen_state)
+            _load(segment, floats, halves, address, column, state_column, room, room_of_state)
         payload_row = part(payload, i * payload.shape[1], payload.shape[1])
         run_row(args, chosen, chosen_state, payload_row, part(out, i * out.shape[1], out.shape[1]), total, key, step)
         if UPDATES:
@@ -156,5 +155,6 @@ def run(
                 if write:
                     counts[SATURATED] += table.commit_overwrite_row(segment, floats, halves, address, scratch)
                     if WRITES_STATE:
-                        for j in range(state_dim):
-                            floats[table.state_start(address) + state_word + j] = chosen_state[j]
+                        counts[SATURATED] += table.write_state_row(
+                            segment, floats, halves, address, room_of_state, -state_column
+                        )

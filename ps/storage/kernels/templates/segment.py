@@ -9,6 +9,7 @@ from ps.storage.kernels.views import bits_of, part
 
 # layout
 from ps.storage.kernels.codecs import fp32 as codec  # isort: skip
+from ps.storage.kernels.codecs import fp32 as state_codec  # isort: skip
 from ps.storage.kernels.initializers import zeros as initialize  # isort: skip
 
 Fields = namedtuple("Fields", ["l2"])  # of the optimizer
@@ -45,12 +46,13 @@ DIM = 4
 COLUMN = 0  # of the segment's first value in a decoded row
 VALUE_WORD = 2  # words from the start of the row to the codes
 STATE_DIM = 4
-STATE_WORD = 6
+STATE_COLUMN = 0  # of the segment's first float in the decoded state of a row
+STATE_WORD = 6  # words from the start of the row to the codes of the state
 SCRATCH = 0  # place of values and state in the scratch of a row
 HYPER = 0  # place in `hyper` of the initializer's parameter; the optimizer's fields follow
 # end of layout
 
-INITIAL_STREAM, ROUNDING_STREAM = 2 * ORDINAL, 2 * ORDINAL + 1
+INITIAL_STREAM, ROUNDING_STREAM, STATE_STREAM = 3 * ORDINAL, 3 * ORDINAL + 1, 3 * ORDINAL + 2
 
 
 @inlined
@@ -60,11 +62,26 @@ def read(floats, halves, address, out, base):
 
 
 @inlined
+def read_state(floats, halves, address, out, base):
+    """Decode the state to out[base + STATE_COLUMN ...]."""
+    codes = state_codec.codes(floats, halves, address + STATE_WORD, STATE_DIM)
+    state_codec.decode(codes, part(out, base + STATE_COLUMN, STATE_DIM))
+
+
+@inlined
+def write_state(floats, halves, address, state, base):
+    """Store state[base + STATE_COLUMN ...], to the nearest codes; returns how many elements saturated."""
+    codes = state_codec.codes(floats, halves, address + STATE_WORD, STATE_DIM)
+    return state_codec.encode_nearest(part(state, base + STATE_COLUMN, STATE_DIM), codes)
+
+
+@inlined
 def initial(key, hyper, streams, out, base, code_floats, code_halves):
     """The value of a row that does not exist, as it would read if it did."""
     values = part(out, base + COLUMN, DIM)
     initialize(values, key, streams[INITIAL_STREAM], hyper[HYPER])
     codes = codec.codes(code_floats, code_halves, 0, DIM)
+    codec.clear(codes)
     codec.encode_nearest(values, codes)
     codec.decode(codes, values)
 
@@ -72,20 +89,22 @@ def initial(key, hyper, streams, out, base, code_floats, code_halves):
 @inlined
 def create(floats, halves, address, key, learning_rates, hyper, streams, scratch):
     """First values and state of the row at `address`."""
-    values = part(scratch, SCRATCH, DIM)
+    values, state = part(scratch, SCRATCH, DIM), part(scratch, SCRATCH + DIM, STATE_DIM)
     codes = codec.codes(floats, halves, address + VALUE_WORD, DIM)
     initialize(values, key, streams[INITIAL_STREAM], hyper[HYPER])
+    codec.clear(codes)
     codec.encode_nearest(values, codes)
     codec.decode(codes, values)
-    init_state(hyper, values, part(floats, address + STATE_WORD, STATE_DIM), learning_rates[ORDINAL], key)
+    for j in range(STATE_DIM):
+        state[j] = np.float32(0)
+    init_state(hyper, values, state, learning_rates[ORDINAL], key)
+    write_state(floats, halves, address, scratch, SCRATCH + DIM - STATE_COLUMN)
 
 
 @inlined
 def _load(floats, halves, address, scratch):
     codec.decode(codec.codes(floats, halves, address + VALUE_WORD, DIM), part(scratch, SCRATCH, DIM))
-    state, stored = part(scratch, SCRATCH + DIM, STATE_DIM), part(floats, address + STATE_WORD, STATE_DIM)
-    for j in range(STATE_DIM):
-        state[j] = stored[j]
+    read_state(floats, halves, address, scratch, SCRATCH + DIM - STATE_COLUMN)
 
 
 @inlined
@@ -118,11 +137,11 @@ def stage_sweep(floats, halves, address, key, learning_rates, hyper, step, scrat
 @inlined
 def commit(floats, halves, address, key, streams, step, scratch):
     """Encode what was staged; returns how many elements saturated."""
-    state, stored = part(scratch, SCRATCH + DIM, STATE_DIM), part(floats, address + STATE_WORD, STATE_DIM)
-    for j in range(STATE_DIM):
-        stored[j] = state[j]
+    values, state = part(scratch, SCRATCH, DIM), part(scratch, SCRATCH + DIM, STATE_DIM)
     codes = codec.codes(floats, halves, address + VALUE_WORD, DIM)
-    return codec.encode_stochastic(part(scratch, SCRATCH, DIM), codes, streams[ROUNDING_STREAM], key, step)
+    state_codes = state_codec.codes(floats, halves, address + STATE_WORD, STATE_DIM)
+    saturated = codec.encode_stochastic(values, codes, streams[ROUNDING_STREAM], key, step)
+    return saturated + state_codec.encode_stochastic(state, state_codes, streams[STATE_STREAM], key, step)
 
 
 @inlined
@@ -140,7 +159,6 @@ def stage_overwrite(floats, halves, address, values, base, learning_rates, hyper
 @inlined
 def commit_overwrite(floats, halves, address, scratch):
     """As `commit`, to the nearest codes."""
-    state, stored = part(scratch, SCRATCH + DIM, STATE_DIM), part(floats, address + STATE_WORD, STATE_DIM)
-    for j in range(STATE_DIM):
-        stored[j] = state[j]
-    return codec.encode_nearest(part(scratch, SCRATCH, DIM), codec.codes(floats, halves, address + VALUE_WORD, DIM))
+    saturated = write_state(floats, halves, address, scratch, SCRATCH + DIM - STATE_COLUMN)
+    codes = codec.codes(floats, halves, address + VALUE_WORD, DIM)
+    return saturated + codec.encode_nearest(part(scratch, SCRATCH, DIM), codes)

@@ -29,6 +29,20 @@ def read_row(segment, floats, halves, address, out, base):
 
 
 @inlined
+def read_state_row(segment, floats, halves, address, out, base):
+    if segment < 0 or segment == 0:
+        segment_0.read_state(floats, halves, address, out, base)
+
+
+@inlined
+def write_state_row(segment, floats, halves, address, state, base):
+    saturated = 0
+    if segment < 0 or segment == 0:
+        saturated += segment_0.write_state(floats, halves, address, state, base)
+    return saturated
+
+
+@inlined
 def initial_row(key, hyper, streams, out, base, code_floats, code_halves):
     segment_0.initial(key, hyper, streams, out, base, code_floats, code_halves)
 
@@ -96,12 +110,6 @@ WORKSPACE = (HASH_RING, ADDRESSES, FLOATS, HALVES)
 APPLIED, NONFINITE, SATURATED, AT, REMEMBERED = 0, 1, 2, 3, 4
 INFINITE = np.uint32(0x7F800000)
 BEFORE = array("uint32", 2)  # images [n, STRIDE - 2] of rows
-
-
-@inlined
-def state_start(address):
-    """Words to where the offsets of a row's state count from."""
-    return address
 
 
 @inlined
@@ -251,6 +259,14 @@ def read_rows(floats, halves, addresses, segment, column, out):
     floats, halves, addresses, out = borrow(floats), borrow(halves), borrow(addresses), borrow(out)
     for i in range(addresses.shape[0]):
         read_row(segment, floats, halves, addresses[i], out, i * out.shape[1] - column)
+
+
+@typed_kernel("void", FLOATS, HALVES, ADDRESSES, "int64", "int64", OUT_ROWS)
+def read_states(floats, halves, addresses, segment, column, out):
+    """out[i]: the decoded state of a row, or of one segment of it (its place and first column; else -1 and 0)."""
+    floats, halves, addresses, out = borrow(floats), borrow(halves), borrow(addresses), borrow(out)
+    for i in range(addresses.shape[0]):
+        read_state_row(segment, floats, halves, addresses[i], out, i * out.shape[1] - column)
 
 
 @typed_kernel("void", FLOATS, HALVES, ADDRESSES, "int64", "int64", ROWS, RATES, HYPERS, COUNTS, FLOATS)
