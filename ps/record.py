@@ -6,7 +6,8 @@ one reader.
     crc     := u32                      zlib crc32 of header; of keys + images
     header  := msgpack map              version 1, kind "rows", table, bucket, layout, count, image_bytes, applied
     keys    := u64 [count]              in row order
-    images  := u8 [count, image_bytes]  encoded values and state, as Table.image_layout describes them
+    images  := u8 [count, image_bytes]  encoded values and state, as Table.image_layout describes them; those of rows
+                                        without late segments are shorter, and stand in records of their own
     applied := (client u64, highest u64, bits u64)*    what the bucket has had (ps/applied.py); once a bucket, else
     empty
 

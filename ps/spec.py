@@ -1,8 +1,9 @@
 """What a table is: segments with their initializer, optimizer and codec. The same models are read from YAML and from
 Python.
 
-Options that change behaviour (what is learnt): dim, initializer, optimizer, codec, state_codec, seed, num_buckets,
-admission, eviction, score, and memory_limit_bytes where it is reached. Options that change only cost: keep_counts.
+Options that change behaviour (what is learnt): dim, initializer, optimizer, codec, state_codec, late, seed,
+num_buckets, admission, eviction, score, and memory_limit_bytes where it is reached. Options that change only cost:
+keep_counts.
 """
 
 from __future__ import annotations
@@ -201,13 +202,18 @@ StateCodecName = Literal["fp32", "bf16"]
 
 
 class SegmentSpec(Spec):
-    """Part of a row with its own dim, initializer, optimizer and codec."""
+    """Part of a row with its own dim, initializer, optimizer and codec.
+
+    late: the score of a row (TableSpec.score) from which it has the segment. Until then the segment takes no memory,
+    reads as its initial value, and its gradient is dropped.
+    """
 
     dim: int = Field(ge=1, le=4096)
     initializer: Initializer = Zeros()
     optimizer: Optimizer = AdaGrad()  # one of ours or a user's RowOptimizer
     codec: CodecName = "fp32"
     state_codec: StateCodecName = "fp32"  # of the optimizer's state
+    late: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
     def _exact_state(self) -> SegmentSpec:
@@ -250,6 +256,21 @@ class TableSpec(Spec):
                 raise ValueError("eviction.when_full: needs memory_limit_bytes")
         return self
 
+    @model_validator(mode="after")
+    def _late_segments(self) -> TableSpec:
+        scores = {name: segment.late for name, segment in self.segments.items()}
+        if None not in scores.values():
+            raise ValueError("every segment is late; a row begins with one that is not, such as linear: {dim: 1}")
+        if len(set(scores.values()) - {None}) > 1:
+            given = ", ".join(f"{name}: {score}" for name, score in scores.items() if score is not None)
+            raise ValueError(f"late is {given}; a row gets all its late segments at one score")
+        return self
+
+    @property
+    def late(self) -> float | None:
+        """The score from which a row has its late segments; None where there are none."""
+        return next((segment.late for segment in self.segments.values() if segment.late is not None), None)
+
     def with_slots(self, slots: Mapping[str, int]) -> TableSpec:
         """The spec with fields' names in admission and eviction replaced by their slots. Raises ValueError for an
         unknown one.
@@ -269,7 +290,7 @@ class TableSpec(Spec):
         """Whether rows keep shows and clicks."""
         eviction = self.eviction
         by_score = eviction is not None and (eviction.min_score or eviction.when_full == "lowest_score")
-        return self.keep_counts or bool(by_score)
+        return self.keep_counts or bool(by_score) or self.late is not None
 
     @property
     def keeps_time(self) -> bool:

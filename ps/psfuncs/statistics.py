@@ -18,7 +18,8 @@ from ps.psfunc import Answer, Kind, Psfunc, Running, Task, register
 from ps.spec import TableSpec
 
 if TYPE_CHECKING:
-    from ps.storage.table import Block, Table
+    from ps.storage.reading import Block
+    from ps.storage.table import Table
 
 _OF_ROWS = 4  # sums of whole rows: rows, bytes, shows, clicks
 _OF_SEGMENT = 3  # sums of a segment: L2 norms, rows at zero, rows that moved
@@ -27,7 +28,8 @@ _OF_SEGMENT = 3  # sums of a segment: L2 norms, rows at zero, rows that moved
 @dataclass(frozen=True)
 class SegmentStatistics:
     """One segment of a slot's rows. norm_*: of a row's L2 norm. share_zero: the rows whose elements are all 0.
-    coverage: the rows that moved: that have an element which is not the initial value of its key.
+    coverage: the rows that moved: that have an element which is not the initial value of its key. A late segment that a
+    row does not have counts as initial.
     """
 
     norm_mean: float
@@ -71,8 +73,8 @@ class SlotSums:
         sums = np.zeros((len(slots), _OF_ROWS + _OF_SEGMENT * len(self.columns)))
         greatest = np.zeros((len(slots), len(self.columns)))
         sums[:, 0] = np.bincount(place)
-        sums[:, 1] = sums[:, 0] * table.bytes_per_row
-        for offset, counts in enumerate(block.counts.T):
+        sums[:, 1] = sums[:, 0] * block.row_bytes
+        for offset, counts in enumerate(block.counts().T):
             sums[:, 2 + offset] = np.bincount(place, counts)
         for number, columns in enumerate(self.columns.values()):
             part = block.values[:, columns]

@@ -20,7 +20,7 @@ from ps.spec import TableSpec
 from ps.types import Keys, Rows, UniqueKeys
 
 if TYPE_CHECKING:
-    from ps.storage.table import Block
+    from ps.storage.reading import Block
 
 _CHUNK_KEYS = 4096
 Commit = Callable[[], Counts]

@@ -1,15 +1,19 @@
-"""What rows were before a push, where a user's row function may raise in it, so that they can be put back.
+"""What rows were before a call, where a user's row function may raise in it, so that they can be put back.
 
-Rows are changed in place and their images of before go to scratch: one pass over the rows instead of two. The scratch
-is kept between pushes, because new memory costs page faults; it takes as much as the rows of the largest push.
+In a push, rows are changed in place and their images of before go to scratch: one pass over the rows instead of two.
+The scratch is kept between pushes, because new memory costs page faults; it takes as much as the rows of the largest
+push.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 from numpy.typing import NDArray
 
-from ps.storage.kernels import index
+from ps.storage.kernels.images import read_images, write_images
 from ps.storage.layout import RowLayout
 
 
@@ -18,6 +22,7 @@ class Before:
 
     def __init__(self, layout: RowLayout) -> None:
         self._may_raise = layout.kernels.may_raise
+        self._early_words = layout.early_words
         self._images = np.empty((0, layout.image_words), np.uint32)
         self._addresses = np.empty(0, np.int64)
 
@@ -31,4 +36,16 @@ class Before:
 
     def put_back(self, words: NDArray[np.uint32], num_rows: int) -> None:
         """Undo what the kernel did to these rows."""
-        index.write_images(words, self._addresses[:num_rows], self._images[:num_rows])
+        write_images(words, self._addresses[:num_rows], self._images[:num_rows], self._early_words)
+
+
+@contextmanager
+def restored(words: NDArray[np.uint32], layout: RowLayout, addresses: NDArray[np.int64]) -> Iterator[None]:
+    """When the body raises, these rows are as they were."""
+    before = np.empty((len(addresses), layout.image_words), np.uint32)
+    read_images(words, addresses, before, layout.early_words)
+    try:
+        yield
+    except Exception:
+        write_images(words, addresses, before, layout.early_words)
+        raise

@@ -15,6 +15,7 @@ from ps.errors import RequestError, WeirError
 from ps.keys import slot_of
 from ps.row_code import RowCode, place_of
 from ps.storage.kernels.row_functions import failed_at
+from ps.storage.reading import decoded
 from ps.types import Floats, Gradients, Keys
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ def blame_optimizers(
         rows, addresses = table.pull(keys)[:, columns], table._locate(keys)[0]
         for i in range(len(keys)):
             state = np.zeros(part.state_dim, np.float32)
-            if addresses[i] >= 0:
-                state[:] = table._state(addresses[i : i + 1], name)[0]
+            if addresses[i] >= 0 and role != "init_state":
+                state[:] = decoded(table, addresses[i : i + 1], name)[1][0]
             given = {"values": rows[i].copy(), "state": state, "learning_rate": rate, "key": keys[i], "step": step}
             yield given if gradients is None else {**given, "gradient": gradients[i, columns].copy()}
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ps.keys import MAX_SLOT, slot_of
 from ps.storage.kernels.metadata import read_metadata
+from ps.storage.reading import rows_of
 from ps.storage.table import Table
 from ps.types import Keys, Rows
 
@@ -96,7 +97,7 @@ class Evictor:
         for bucket in buckets.tolist():
             rows = int(table.rows_per_bucket[bucket])
             count = int(np.ceil(rows * part))
-            found.append(table._rows_of(bucket, (rows - count) // 2, count)[1])
+            found.append(rows_of(table, bucket, (rows - count) // 2, count)[1])
         addresses = np.concatenate(found)
         self._now = int(self._metadata(addresses, 0)[0].max())
         return self._worth(addresses)
@@ -108,7 +109,7 @@ class Evictor:
         while end > 0 and left > 0:
             end = min(end, int(table.rows_per_bucket[bucket]))
             first = max(0, end - _CHUNK_ROWS)
-            keys, addresses = table._rows_of(bucket, first, end - first)
+            keys, addresses = rows_of(table, bucket, first, end - first)
             spare = int(table.rows_per_bucket[bucket]) - self._least_rows
             due = np.flatnonzero(is_due(keys, addresses))[: max(0, min(left, spare))]
             gone = table.remove(keys[due])
@@ -127,7 +128,8 @@ class Evictor:
             due |= self._table.admission.score_of(counts[:, 0], counts[:, 1]) < option.min_score
         if option.min_norm is not None:
             values = self._table.read_values(addresses, option.norm_segment)
-            due |= np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64)) < option.min_norm
+            is_small = np.sqrt(np.einsum("ij,ij->i", values, values, dtype=np.float64)) < option.min_norm
+            due |= is_small & self._table.has_segment(addresses, option.norm_segment)
         return due
 
     def _worth(self, addresses: NDArray[np.int64]) -> NDArray[np.float64]:

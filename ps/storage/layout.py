@@ -1,6 +1,8 @@
 """The row layout of a table spec: offsets, kernel constants, and the numbers that the kernels take at run time.
 
 row       = key (8 bytes) metadata values* state*     multiples of 4 bytes, little-endian, segments in spec order
+full row  = key metadata values* state* values* state*     where there are late segments: the others stand before them
+early row = key metadata values* state*     a full row up to its late segments: the row until it has them
 metadata  = nothing | last_seen | last_seen shows clicks     only what admission or eviction need (TableSpec.keeps_*)
 last_seen = uint32, event time of the newest push, seconds since 1970; shows, clicks = float32, as decayed at last_seen
 values    = dim codes of the segment's codec, padded with zero bytes to a multiple of 4
@@ -21,11 +23,37 @@ from ps.spec import Constant, Normal, TableSpec, Uniform
 from ps.storage.arena import UNIT_WORDS
 from ps.storage.kernels.codecs import CODECS, STATE_CODECS
 from ps.storage.kernels.generate import KernelLayout, SegmentLayout
+from ps.storage.kernels.index import Shape
 from ps.storage.kernels.optimizers import code_of, kernel_name, state_dim
 
 _KEY_WORDS = 2
 _MAX_BLOCK_BYTES = 32 << 10
 _MAX_BLOCK_SHIFT = 8
+
+
+@dataclass(frozen=True)
+class RowKind:
+    """Rows of one size. stride: words of a row, key included; 2 ** block_shift of them are a block."""
+
+    stride: int
+    block_shift: int
+
+    @property
+    def row_bytes(self) -> int:
+        return 4 * self.stride
+
+    @property
+    def image_words(self) -> int:
+        return self.stride - _KEY_WORDS
+
+    @property
+    def block_rows(self) -> int:
+        return 1 << self.block_shift
+
+    @property
+    def block_units(self) -> int:
+        """Arena units of one block."""
+        return -(-self.block_rows * self.stride // UNIT_WORDS)
 
 
 @dataclass(frozen=True)
@@ -37,12 +65,26 @@ class RowLayout:
     width: int
 
     @property
-    def row_bytes(self) -> int:
-        return 4 * self.kernels.stride
+    def kinds(self) -> tuple[RowKind, ...]:
+        """Full rows and, where there are late segments, early ones. New rows are of the last kind."""
+        shape = self.kernels.shape
+        full, early = RowKind(shape.stride, shape.block_shift), RowKind(shape.early_stride, shape.early_shift)
+        return (full, early) if self.has_late else (full,)
+
+    @property
+    def has_late(self) -> bool:
+        """Whether there are late segments, so that a row is early or full."""
+        return self.kernels.early_stride > 0
 
     @property
     def image_words(self) -> int:
-        return self.kernels.stride - _KEY_WORDS
+        """Of a full row."""
+        return self.kinds[0].image_words
+
+    @property
+    def early_words(self) -> int:
+        """Words of the image of an early row; 0 where there are none."""
+        return self.kinds[1].image_words if self.has_late else 0
 
     @property
     def metadata_words(self) -> int:
@@ -53,15 +95,6 @@ class RowLayout:
     def scratch_floats(self) -> int:
         """Values and state of one row, decoded."""
         return sum(s.dim + s.state_dim for s in self.kernels.segments)
-
-    @property
-    def block_rows(self) -> int:
-        return 1 << self.kernels.block_shift
-
-    @property
-    def block_units(self) -> int:
-        """Arena units of one block."""
-        return -(-self.block_rows * self.kernels.stride // UNIT_WORDS)
 
     def segment(self, name: str) -> tuple[int, SegmentLayout]:
         """Place and layout of a segment. Raises RequestError for an unknown name."""
@@ -82,7 +115,8 @@ class RowLayout:
 
     def text(self) -> str:
         """Canonical text of an image: equal text means that images are interchangeable."""
-        lines = [f"image 1: {4 * self.image_words} bytes, little-endian"]
+        early = f", or the first {4 * self.early_words} without late segments" if self.has_late else ""
+        lines = [f"image 1: {4 * self.image_words} bytes{early}, little-endian"]
         if self.metadata_words:
             lines.append(f"metadata: {', '.join(('last_seen', 'shows', 'clicks')[: self.metadata_words])} at 0")
         for name, s in zip(self.names, self.kernels.segments):
@@ -99,12 +133,12 @@ def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
     Raises RequestError naming file and line of a user's optimizer that cannot be compiled.
     """
     metadata = 3 if spec.keeps_counts else 1 if spec.keeps_time else 0
-    segments, column, word, scratch, hyper = [], 0, _KEY_WORDS + metadata, 0, 0
-    value_words = [CODECS[s.codec].words(s.dim) for s in spec.segments.values()]
-    state_word = word + sum(value_words)
-    for segment, words in zip(spec.segments.values(), value_words):
+    segments, column, scratch, hyper = [], 0, 0, 0
+    words, early_stride, stride = _offsets(spec, _KEY_WORDS + metadata)
+    for name, segment in spec.segments.items():
         optimizer = segment.optimizer
         kept, code = state_dim(optimizer, segment.dim), code_of(optimizer)
+        value_word, state_word = words[name]
         segments.append(
             SegmentLayout(
                 codec=segment.codec,
@@ -114,21 +148,43 @@ def layout_of(spec: TableSpec, *, check: bool = False) -> RowLayout:
                 code=code,
                 dim=segment.dim,
                 column=column,
-                value_word=word,
+                value_word=value_word,
                 state_dim=kept,
                 state_word=state_word,
                 scratch=scratch,
                 hyper=hyper,
+                late=segment.late is not None,
             )
         )
         hyper += 1 + len(code.pack(optimizer))
-        column, word = column + segment.dim, word + words
-        state_word += STATE_CODECS[segment.state_codec].words(kept)
-        scratch += segment.dim + kept
-    rows = max(1, _MAX_BLOCK_BYTES // (4 * state_word))
-    shift = min(_MAX_BLOCK_SHIFT, rows.bit_length() - 1)
-    kernels = KernelLayout(state_word, shift, tuple(segments), check, metadata)
-    return RowLayout(kernels, tuple(spec.segments), column)
+        column, scratch = column + segment.dim, scratch + segment.dim + kept
+    shape = Shape(_block_shift(stride), stride, _block_shift(early_stride), early_stride)
+    return RowLayout(KernelLayout(*shape, tuple(segments), check, metadata), tuple(spec.segments), column)
+
+
+def _offsets(spec: TableSpec, word: int) -> tuple[dict[str, tuple[int, int]], int, int]:
+    """First words of each segment's values and state, from a word of the row on; the words of an early row (0 without
+    late segments), and of a full one.
+    """
+    starts, ends = dict[str, list[int]](), list[int]()
+    for late in (False, True):
+        group = {name: s for name, s in spec.segments.items() if (s.late is not None) == late}
+        for name, segment in group.items():
+            starts[name] = [word]
+            word += CODECS[segment.codec].words(segment.dim)
+        for name, segment in group.items():
+            starts[name].append(word)
+            word += STATE_CODECS[segment.state_codec].words(state_dim(segment.optimizer, segment.dim))
+        ends.append(word)
+    early, full = ends
+    return {name: (values, state) for name, (values, state) in starts.items()}, early if full > early else 0, full
+
+
+def _block_shift(stride: int) -> int:
+    if stride == 0:
+        return 0
+    rows = max(1, _MAX_BLOCK_BYTES // (4 * stride))
+    return min(_MAX_BLOCK_SHIFT, rows.bit_length() - 1)
 
 
 def hyper_of(spec: TableSpec) -> NDArray[np.float64]:

@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ps.row_code import RowCode
+from ps.storage.before import restored
 from ps.storage.blame import Inputs, blame
-from ps.storage.kernels import generate, index
+from ps.storage.kernels import generate
+from ps.storage.reading import blocks_of, decoded
 from ps.types import Keys, Rows, Seen, UniqueKeys
 
 if TYPE_CHECKING:
     from ps.storage.table import PushCounts, Table
 
-_BLOCK_ROWS = 4096
 _NO_TOTAL = np.zeros(0)
 
 
@@ -41,9 +42,8 @@ class Programs:
         self._table = table
         self._modules: dict[str, Any] = {}
         layout = table._layout
-        lone = np.zeros(layout.kernels.stride, np.float32)
         values, state = np.zeros(layout.width, np.float32), np.zeros(layout.state_columns(None)[2], np.float32)
-        self._room = (values, state, lone, lone.view(np.uint16), table._workspace[2])
+        self._room = (values, state, *table._lone, table._workspace[2])
 
     def compile(self, code: RowCode, role: str) -> None:
         """Compile now what would be compiled at the first call. Raises RequestError with the user's file and line."""
@@ -61,17 +61,18 @@ class Programs:
         present = addresses >= 0
         keys, addresses, payload = keys[present], addresses[present], payload[present]
         is_new = np.isin(keys, made) if len(made) else np.zeros(len(keys), np.bool_)
-        words = table._memory[0]
-        before = np.empty((len(keys), table._layout.image_words), np.uint32)
-        index.read_images(words, addresses, before)
         refused = np.zeros(len(keys), np.bool_)
         try:
-            counts = self._run(program, keys, addresses, payload=payload, step=step, refused=refused)
+            with (
+                table.late.complete(keys, addresses, program.segment) as (grown, addresses),
+                restored(table._memory[0], table._layout, addresses),
+            ):
+                counts = self._run(program, keys, addresses, payload=payload, step=step, refused=refused)
         except Exception:
-            index.write_images(words, addresses, before)
             table._remove(keys[is_new])
             table.created -= len(made)
             raise
+        table.late.demote(grown[np.isin(grown, keys[refused])])
         unmade = keys[is_new & refused]
         table._remove(unmade)
         table.created -= len(unmade)
@@ -79,7 +80,7 @@ class Programs:
 
     def update_bucket(self, program: Program, bucket: int, step: int, *, write: bool) -> Iterator[PushCounts]:
         """update_row on all rows of a bucket, block by block. write: False only sees whether it raises."""
-        for keys, addresses in self._blocks(bucket):
+        for keys, addresses in blocks_of(self._table, bucket, program.segment):
             counts = self._run(program, keys, addresses, step=step, write=write)
             yield self._table._counted(counts[:3] if write else np.zeros(3, np.int64), 0)
 
@@ -93,12 +94,8 @@ class Programs:
 
     def fold_bucket(self, program: Program, bucket: int, total: NDArray[np.float64]) -> None:
         """fold_row of every row of a bucket, in row order."""
-        for keys, addresses in self._blocks(bucket):
+        for keys, addresses in blocks_of(self._table, bucket, program.segment):
             self._run(program, keys, addresses, total=total)
-
-    def _blocks(self, bucket: int) -> Iterator[tuple[Keys, NDArray[np.int64]]]:
-        for first in range(0, int(self._table._buckets.rows[bucket]), _BLOCK_ROWS):
-            yield self._table._rows_of(bucket, first, _BLOCK_ROWS)
 
     def _run(
         self,
@@ -141,7 +138,7 @@ class Programs:
                 values = table.pull(keys[at : at + 1])[0, column : column + width].copy()
                 state = np.zeros(state_dim, np.float32)
                 if addresses[at] >= 0:
-                    state[:] = table._state(addresses[at : at + 1], program.segment)[0]
+                    state[:] = decoded(table, addresses[at : at + 1], program.segment)[1][0]
                 own = {"values": values, "state": state, "payload": payload[at].copy(), "out": out[at].copy()}
                 yield {**own, "total": total.copy(), "key": keys[at], "step": step}
 

@@ -1,7 +1,8 @@
 """A sparse table: rows of one layout, by key, without vocabulary or fixed size.
 
-A row that does not exist reads as its initial value; pull never writes; push creates. A row changes only when every
-number of its next values and state is finite, and a call that raises has changed nothing. What a row becomes depends
+A row that does not exist reads as its initial value; pull never writes; push creates. A late segment that a row does
+not have yet reads as its initial value too, and what would change it is dropped. A row changes only when every number
+of its next values and state is finite, and a call that raises has changed nothing. What a row becomes depends
 on its own key, gradients and steps, never on what else a call carried. Single-threaded, no I/O; sweeps and scans go
 bucket by bucket, so a caller can do other work in between.
 """
@@ -9,7 +10,6 @@ bucket by bucket, so a caller can do other work in between.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -21,16 +21,16 @@ from ps.spec import TableSpec
 from ps.storage import layout as layouts
 from ps.storage.admission import Admission
 from ps.storage.arena import Arena
-from ps.storage.before import Before
+from ps.storage.before import Before, restored
 from ps.storage.blame import blame_optimizers
-from ps.storage.buckets import MAX_ROWS, Buckets
-from ps.storage.kernels import generate, index
-from ps.storage.kernels.metadata import LAST_SEEN, SHOWS
+from ps.storage.buckets import EARLY, FULL, MAX_ROWS, Buckets
+from ps.storage.kernels import changes, generate, index
+from ps.storage.kernels.images import read_images, write_images
+from ps.storage.kernels.metadata import LAST_SEEN
+from ps.storage.late import LateSegments
 from ps.storage.programs import Programs
+from ps.storage.reading import ALL, Block, blocks_of, decoded, rows_of
 from ps.types import NOTHING_SEEN, Floats, Gradients, Images, Keys, Rows, Seen, UniqueKeys
-
-_BLOCK_ROWS = 4096
-_ALL = -1  # of segments
 
 
 class PushCounts(NamedTuple):
@@ -42,26 +42,6 @@ class PushCounts(NamedTuple):
     created: int
     nonfinite: int
     refused: int = 0
-
-
-@dataclass(frozen=True)
-class Block:
-    """Consecutive rows of a bucket. Valid until the table changes otherwise than by `write`."""
-
-    keys: Keys
-    values: Rows  # float32 [k, dim], a copy
-    state: Floats  # float32 [k, state_dim], a copy
-    counts: Floats  # float32 [k, 2]: shows and clicks, as decayed when each row was last pushed; [k, 0]: none are kept
-    _table: Table
-    _addresses: NDArray[np.int64]
-    _segment: int
-    _column: int
-
-    def write(self, values: Rows) -> int:
-        """Store values (float32 [k, dim]), to the nearest codes; returns how many rows were refused as not finite."""
-        if values.shape != self.values.shape:
-            raise RequestError(f"values {values.shape} for a block of {self.values.shape}")
-        return self._table._overwrite(self._addresses, self._segment, self._column, values)
 
 
 class Table:
@@ -86,12 +66,16 @@ class Table:
         self._streams = layouts.streams_of(name, spec, seed)
         self._own_rates = layouts.learning_rates_of(spec)
         self._bits = num_buckets.bit_length() - 1
+        self._place = (self._bits, self._layout.kernels.shape)
         floats = np.zeros(self._layout.scratch_floats, np.float32)
         hashes, addresses = np.zeros(index.CHUNK, np.uint64), np.zeros(index.CHUNK, np.int64)
         self._workspace = (hashes, addresses, floats, floats.view(np.uint16))
+        lone = np.zeros(self._layout.kernels.stride, np.float32)  # one encoded row
+        self._lone = (lone, lone.view(np.uint16))
         self._buckets = Buckets(name, self._layout, num_buckets, spec.memory_limit_bytes)
         self._before = Before(self._layout)
         self.admission = Admission(name, spec, seed=seed, num_buckets=num_buckets)
+        self.late = LateSegments(self)
         self.programs = Programs(self)
 
     @property
@@ -99,9 +83,14 @@ class Table:
         return int(self._buckets.rows.sum())
 
     @property
+    def num_early(self) -> int:
+        """Rows without their late segments; the others are full."""
+        return int(self._buckets.table[self.num_buckets :, index.ROWS].sum())
+
+    @property
     def rows_per_bucket(self) -> NDArray[np.int64]:
         """int64 [num_buckets], a copy."""
-        return self._buckets.rows.copy()
+        return self._buckets.rows
 
     @property
     def memory_bytes(self) -> int:
@@ -112,8 +101,13 @@ class Table:
 
     @property
     def bytes_per_row(self) -> int:
-        """Bytes of one row with its key and state, without its index entry."""
-        return self._layout.row_bytes
+        """Bytes of one full row with its key and state, without its index entry."""
+        return self._layout.kinds[FULL].row_bytes
+
+    @property
+    def bytes_per_early_row(self) -> int | None:
+        """The same of a row without its late segments; None where there are none."""
+        return self._layout.kinds[EARLY].row_bytes if self._layout.has_late else None
 
     def image_layout(self) -> str:
         """Canonical text of the row layout: images of tables with equal text are interchangeable."""
@@ -192,6 +186,15 @@ class Table:
         self.created += len(fresh)
         return self._counted(counts[:3], len(fresh), absent - len(fresh))
 
+    def promote(self, keys: UniqueKeys, learning_rates: Floats | None = None) -> int:
+        """Give the early rows among those of `keys` their late segments, as initial; returns how many rows got them.
+
+        learning_rates: float32 [num_segments], for an optimizer whose first state depends on one; default the spec's.
+        Raises MemoryLimitError, or RequestError where a user's init_state fails; then nothing has changed.
+        """
+        rates = self._own_rates if learning_rates is None else self._checked_rates(learning_rates)
+        return len(self.late.grow(np.ascontiguousarray(keys, np.uint64), rates).keys)
+
     @property
     def may_raise(self) -> bool:
         """Whether an optimizer is a user's, so that a table-wide update is tried before it is done."""
@@ -204,7 +207,7 @@ class Table:
         optimizer raises RequestError; where it does not, writing does not either.
         """
         rates, counts = self._checked_rates(learning_rates), np.zeros(4, np.int64)
-        keys, addresses = self._rows_of(bucket, 0, int(self._buckets.rows[bucket]))
+        keys, addresses = rows_of(self, bucket, 0, MAX_ROWS)
         arguments = (addresses, rates, self._hyper, self._streams, step, counts, self._workspace[2], write)
         try:
             self._kernels.sweep_rows(*self._memory[:3], *arguments)
@@ -227,10 +230,8 @@ class Table:
 
     def remove(self, keys: Keys) -> int:
         """As `delete`, without giving memory back: `shrink` does."""
-        layout = self._layout.kernels
         keys = np.ascontiguousarray(keys, np.uint64)
-        arena, table = self._buckets.arena, self._buckets.table
-        return int(index.remove(arena.words, table, keys, self._bits, layout.block_shift, layout.stride))
+        return int(changes.remove(self.arena.words, self._buckets.table, keys, *self._place))
 
     def shrink(self, bucket: int) -> None:
         """Give back memory that a bucket has to spare."""
@@ -243,26 +244,30 @@ class Table:
 
     def read_values(self, addresses: NDArray[np.int64], segment: str | None = None) -> Rows:
         """float32 [n, dim]: decoded values of rows, all segments side by side or one."""
-        place, column, width = _ALL, 0, self._layout.width
-        if segment is not None:
-            place, chosen = self._layout.segment(segment)
-            column, width = chosen.column, chosen.dim
-        values = np.empty((len(addresses), width), np.float32)
-        self._kernels.read_rows(self.arena.floats, self.arena.halves, addresses, place, column, values)
-        return values
+        return decoded(self, addresses, segment)[0]
+
+    def has_segment(self, addresses: NDArray[np.int64], segment: str | None) -> NDArray[np.bool_]:
+        """bool [n]: which rows have a segment, or any (None)."""
+        is_late = segment is not None and self._layout.segment(segment)[1].late
+        found: NDArray[np.bool_] = addresses < (index.EARLY if is_late else np.iinfo(np.int64).max)
+        return found
 
     def scan(self, bucket: int, segment: str | None = None) -> Iterator[Block]:
-        """Blocks of at most 4096 rows in row order: all segments side by side, or one of them. See Block."""
-        place, column = _ALL, 0
+        """Blocks of at most 4096 rows in row order: all segments side by side, or one of them. See Block.
+
+        Of a late segment: the rows that have it. In whole rows, a late segment that a row does not have is as initial,
+        and what a block writes there is dropped.
+        """
+        place, column = ALL, 0
         if segment is not None:
             place, chosen = self._layout.segment(segment)
             column = chosen.column
-        first = 0
-        while first < self._buckets.rows[bucket]:  # asked anew for each block: rows may go while this is suspended
-            keys, addresses = self._rows_of(bucket, first, _BLOCK_ROWS)
-            first += _BLOCK_ROWS
-            values, state = self.read_values(addresses, segment), self._state(addresses, segment)
-            yield Block(keys, values, state, self._counts(addresses), self, addresses, place, column)
+        for keys, addresses in blocks_of(self, bucket, segment):
+            try:
+                values, state = decoded(self, addresses, segment)
+            except Exception as error:
+                raise blame_optimizers(self, error, "init_state", keys[:0], self._own_rates) from error
+            yield Block(keys, values, state, self, addresses, place, column)
 
     def contains(self, keys: Keys) -> NDArray[np.bool_]:
         """bool [n]: which keys have a row."""
@@ -279,11 +284,12 @@ class Table:
         seen: Seen = NOTHING_SEEN,
     ) -> PushCounts:
         """Set the values (float32 [n, dim]) of a segment or of whole rows, creating rows of admitted keys. State
-        stays, or is initial.
+        stays, or is initial. A late segment named here is made where a row does not have it; in whole rows it is passed
+        over there.
 
         Raises RequestError for a wrong shape, MemoryLimitError when there is no room; both before anything is written.
         """
-        place, column, width = _ALL, 0, self._layout.width
+        place, column, width = ALL, 0, self._layout.width
         if segment is not None:
             place, chosen = self._layout.segment(segment)
             column, width = chosen.column, chosen.dim
@@ -292,35 +298,49 @@ class Table:
         keys = np.ascontiguousarray(keys, np.uint64)
         addresses, made = self._rows_for(keys, seen, step)
         present = addresses >= 0
-        nonfinite = self._overwrite(addresses[present], place, column, values[present])
+        try:
+            with self.late.complete(keys[present], addresses[present], segment) as (_, addresses):
+                nonfinite = self._overwrite(addresses, place, column, values[present])
+        except Exception:
+            self._remove(made)
+            self.created -= len(made)
+            raise
         num_rows = int(np.count_nonzero(present))
         return PushCounts(num_rows - nonfinite, len(made), nonfinite, len(keys) - num_rows)
 
     def read_images(self, bucket: int) -> Iterator[tuple[Keys, Images]]:
-        """(keys, images) of at most 4096 rows at a time, in row order."""
-        for first in range(0, int(self._buckets.rows[bucket]), _BLOCK_ROWS):
-            keys, addresses = self._rows_of(bucket, first, _BLOCK_ROWS)
-            images = np.empty((len(keys), self._layout.image_words), np.uint32)
-            index.read_images(self._buckets.arena.words, addresses, images)
+        """(keys, images) of at most 4096 rows at a time, in row order: full rows, then early ones, whose images are
+        shorter; all of one piece are of one size.
+        """
+        for keys, addresses in blocks_of(self, bucket):
+            kind = self._layout.kinds[EARLY if addresses[0] >= index.EARLY else FULL]
+            images = np.empty((len(keys), kind.image_words), np.uint32)
+            read_images(self.arena.words, addresses, images, self._layout.early_words)
             yield keys, images.view(np.uint8)
 
     def write_images(self, keys: UniqueKeys, images: Images) -> None:
         """Set rows to images (uint8 [n, image_bytes]), creating rows in the order of `keys` where there are none.
 
-        Raises RequestError for a wrong shape, MemoryLimitError when there is no room; both before anything is written.
+        Images of early rows make early rows, also where there was a full one, and the reverse. Raises RequestError for
+        a wrong shape, MemoryLimitError when there is no room; both before anything is written.
         """
-        if images.dtype != np.uint8 or images.shape != (len(keys), 4 * self._layout.image_words):
+        sizes = [4 * kind.image_words for kind in self._layout.kinds]
+        if images.dtype != np.uint8 or images.ndim != 2 or len(images) != len(keys) or images.shape[1] not in sizes:
             raise RequestError(
                 f"table {self.name!r}: images {images.dtype} {images.shape} for {len(keys)} keys; "
-                f"this layout has uint8 [n, {4 * self._layout.image_words}]"
+                f"this layout has uint8 [n, {' or '.join(map(str, sizes))}]"
             )
-        keys = np.ascontiguousarray(keys, np.uint64)
-        addresses = self._reserve_missing(keys)
+        keys, kind = np.ascontiguousarray(keys, np.uint64), sizes.index(images.shape[1])
+        addresses = self._locate(keys)[0]
         absent = np.flatnonzero(addresses < 0)
-        if len(absent):
-            addresses[absent] = self._append(keys[absent])
+        if self._layout.has_late:
+            self.late.make_room(keys, addresses, kind)
+            addresses = self._locate(keys)[0]
+        elif len(absent):
+            self._reserve(keys[absent])
+        addresses[absent] = self._append(keys[absent], kind)
         words = np.ascontiguousarray(images).view(np.uint32)
-        index.write_images(self._buckets.arena.words, addresses, words)
+        write_images(self.arena.words, addresses, words, self._layout.early_words)
 
     def drop_bucket(self, bucket: int) -> None:
         """Delete all rows of a bucket and give their memory back."""
@@ -347,40 +367,29 @@ class Table:
 
     def _surely_fits(self, num_keys: int) -> bool:
         """Whether even all-new keys would fit, so that no row need be looked up before the first is written."""
-        rows, block_bytes = self.num_rows + num_keys, 256 * self._layout.block_units
+        kind = self._layout.kinds[-1]  # of new rows
+        rows, block_bytes = self.num_rows + num_keys, 256 * kind.block_units
         # New rows, a sixteenth more in runs, 16 bytes a row for new indexes and directories, and a least size per
         # bucket.
-        worst = num_keys * self._layout.row_bytes + rows * self._layout.row_bytes // 16 + 16 * rows
+        worst = num_keys * kind.row_bytes + rows * kind.row_bytes // 16 + 16 * rows
         worst += min(num_keys, self.num_buckets) * (2 * block_bytes + 2048)
         limit, buckets = self._buckets.limit_bytes, self._buckets
         return (
             buckets.arena.room_for(worst // 256 + 1)
             and (limit is None or buckets.memory_bytes + worst <= limit)
-            and int(buckets.rows.max()) + num_keys <= MAX_ROWS
+            and int(buckets.rows.max()) + num_keys <= buckets.max_rows
         )
-
-    def _reserve_missing(self, keys: UniqueKeys) -> NDArray[np.int64]:
-        """Room for the keys without a row; returns each key's address, -1 where there is none."""
-        addresses, missing = self._locate(keys)
-        if missing.any():
-            self._buckets.reserve(missing)
-        return addresses
 
     def _locate(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Each key's address, -1 where there is no row; and by bucket how many keys have none."""
-        layout, addresses = self._layout.kernels, np.empty(len(keys), np.int64)
-        missing = np.zeros(self.num_buckets, np.int64)
-        arena, table = self._buckets.arena, self._buckets.table
-        keys = np.ascontiguousarray(keys, np.uint64)
-        place = (self._bits, layout.block_shift, layout.stride)
-        index.locate(arena.words, table, keys, *place, addresses, missing, *self._workspace[:2])
+        addresses, missing = np.empty(len(keys), np.int64), np.zeros(self.num_buckets, np.int64)
+        keys, table = np.ascontiguousarray(keys, np.uint64), self._buckets.table
+        index.locate(self.arena.words, table, keys, *self._place, addresses, missing, *self._workspace[:2])
         return addresses, missing
 
-    def _append(self, keys: UniqueKeys) -> NDArray[np.int64]:
-        layout, addresses = self._layout.kernels, np.empty(len(keys), np.int64)
-        arena, table = self._buckets.arena, self._buckets.table
-        place = (self._bits, layout.block_shift, layout.stride)
-        index.append(arena.words, table, keys, *place, addresses, self._workspace[0])
+    def _append(self, keys: UniqueKeys, kind: int) -> NDArray[np.int64]:
+        addresses, table = np.empty(len(keys), np.int64), self._buckets.table
+        changes.append(self.arena.words, table, keys, *self._place, kind, addresses, self._workspace[0])
         return addresses
 
     def _shown(self, keys: UniqueKeys, seen: Seen) -> Floats:
@@ -420,70 +429,43 @@ class Table:
         self.created += len(made)
         return self._locate(keys)[0], made
 
-    def _reserve(self, keys: UniqueKeys) -> None:
-        counts = np.zeros(self.num_buckets, np.int64)
-        index.count_by_bucket(keys, self._bits, counts)
-        self._buckets.reserve(counts)
+    def _reserve(self, keys: UniqueKeys, kind: int = -1) -> None:
+        """Room for the rows of keys that have none; kind: of new rows."""
+        self._buckets.reserve(self._buckets.count(keys, kind))
 
     def _create(self, keys: UniqueKeys, rates: Floats, event_time: int) -> None:
         if not len(keys):
             return
         arena = self._buckets.arena
         self._reserve(keys)
-        addresses = self._append(keys)
+        addresses = self._append(keys, len(self._layout.kinds) - 1)
         if self.spec.keeps_time:
-            arena.words[addresses + LAST_SEEN] = event_time
+            arena.words[(addresses & index.PLACE) + LAST_SEEN] = event_time
         scratch = self._workspace[2]
         try:
             self._kernels.create(
-                arena.floats, arena.halves, keys, addresses, rates, self._hyper, self._streams, scratch
+                arena.floats, arena.halves, keys, addresses, rates, self._hyper, self._streams, scratch, False
             )
         except Exception as error:
             self._remove(keys)
             raise blame_optimizers(self, error, "init_state", keys, rates) from error
 
-    def _state(self, addresses: NDArray[np.int64], segment: str | None) -> Floats:
-        """float32 [n, state_dim]: decoded state of rows, of one segment or of all."""
-        place, column, dim = self._layout.state_columns(segment)
-        state = np.empty((len(addresses), dim), np.float32)
-        arena = self._buckets.arena
-        self._kernels.read_states(arena.floats, arena.halves, addresses, place, column, state)
-        return state
-
-    def _counts(self, addresses: NDArray[np.int64]) -> Floats:
-        """float32 [n, 2]: shows and clicks of rows, as they stand there; [n, 0] where none are kept."""
-        places = SHOWS + np.arange(2 if self.spec.keeps_counts else 0)
-        counts: Floats = self._buckets.arena.floats[addresses[:, None] + places]
-        return counts
-
-    def _rows_of(self, bucket: int, first: int, count: int) -> tuple[Keys, NDArray[np.int64]]:
-        count = max(0, min(count, int(self._buckets.rows[bucket]) - first))  # rows may have gone since the last block
-        keys, addresses = np.empty(count, np.uint64), np.empty(count, np.int64)
-        layout, arena = self._layout.kernels, self._buckets.arena
-        index.list_rows(
-            arena.words, self._buckets.table, bucket, first, layout.block_shift, layout.stride, keys, addresses
-        )
-        return keys, addresses
-
     def _overwrite(self, addresses: NDArray[np.int64], segment: int, column: int, values: Rows) -> int:
         counts, arena = np.zeros(3, np.int64), self._buckets.arena
         values = np.ascontiguousarray(values, np.float32)
-        before = np.empty((len(addresses) if self.may_raise else 0, self._layout.image_words), np.uint32)
-        index.read_images(arena.words, addresses[: len(before)], before)
         memory, rest = (arena.floats, arena.halves), (self._own_rates, self._hyper, counts, self._workspace[2])
         try:
-            self._kernels.overwrite_rows(*memory, addresses, segment, column, values, *rest)
+            with restored(arena.words, self._layout, addresses if self.may_raise else addresses[:0]):
+                self._kernels.overwrite_rows(*memory, addresses, segment, column, values, *rest)
         except Exception as error:
-            index.write_images(arena.words, addresses[: len(before)], before)
             raise blame_optimizers(self, error, "rebase_state", np.empty(0, np.uint64), self._own_rates) from error
         return self._counted(counts, 0).nonfinite
 
     def _remove(self, keys: UniqueKeys) -> None:
         """Take back rows that were just made: the newest first, so that the others keep their order."""
         if len(keys):
-            layout, arena = self._layout.kernels, self._buckets.arena
             newest_first = np.ascontiguousarray(keys[::-1])
-            index.remove(arena.words, self._buckets.table, newest_first, self._bits, layout.block_shift, layout.stride)
+            changes.remove(self.arena.words, self._buckets.table, newest_first, *self._place)
 
     def _counted(self, counts: NDArray[np.int64], created: int, refused: int = 0) -> PushCounts:
         applied, nonfinite, saturated = (int(count) for count in counts)

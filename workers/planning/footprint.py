@@ -11,7 +11,7 @@ import numpy as np
 
 from ps.record import Record, encode_record
 from ps.spec import TableSpec
-from ps.storage.buckets import GROWTH, MAX_ROWS, Buckets
+from ps.storage.buckets import FULL, GROWTH, Buckets
 from ps.storage.layout import layout_of
 
 _SAMPLED_BUCKETS = 32
@@ -21,21 +21,22 @@ _RECORD_ROWS = 4096  # of a checkpoint's record
 
 
 class Footprint:
-    """Of one table's layout."""
+    """Of one table's layout. Every row counts as one that has its late segments."""
 
     def __init__(self, name: str, spec: TableSpec) -> None:
         self._name, self._layout = name, layout_of(spec)
+        self.max_rows = Buckets(name, self._layout, 1, None).max_rows  # of a bucket
 
     @property
     def row_bytes(self) -> int:
-        """Key, metadata, values and state of a row."""
-        return self._layout.row_bytes
+        """Key, metadata, values and state of a row, with its late segments."""
+        return self._layout.kinds[FULL].row_bytes
 
     def memory_bytes(self, num_rows: float, num_buckets: int) -> float:
         """What Table.memory_bytes comes to, over all shards. Raises ValueError for more rows than buckets hold."""
         rows = num_rows / num_buckets
-        if rows > MAX_ROWS:
-            raise ValueError(f"{rows:.4g} rows in a bucket; it holds {MAX_ROWS}")
+        if rows > self.max_rows:
+            raise ValueError(f"{rows:.4g} rows in a bucket; it holds {self.max_rows}")
         sampled = min(_SAMPLED_BUCKETS, num_buckets)
         scaled = rows
         while scaled > _SAMPLED_ROWS:
@@ -57,5 +58,7 @@ class Footprint:
         buckets, reached = Buckets(self._name, self._layout, num_buckets, None), 0
         while reached < rows:
             reached = min(max(reached + 1, int(reached * _STEP)), rows)
-            buckets.reserve(np.full(num_buckets, reached, np.int64))  # they hold no rows, so it counts all of these
+            rows_of_lines = np.zeros(len(buckets.table), np.int64)
+            rows_of_lines[:num_buckets] = reached  # full rows; there are none yet, so all of these are new
+            buckets.reserve(rows_of_lines)
         return buckets.memory_bytes

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ps.byte_sizes import show_bytes
-from ps.storage.buckets import MAX_ROWS
 from workers.config import Config
 from workers.config.job import BUCKETS_PER_SHARD
 from workers.planning.demand import Demand, Nodes
@@ -52,6 +51,7 @@ def _rows(sizing: Sizing) -> list[Line]:
         basis = (
             f"{rows * table.width:.4g} parameters; {row_bytes} bytes a row, "
             f"{sizing.table_bytes(name) / rows:.4g} with index and room to grow, by its layout"
+            + (", each with its late segments" if table.late is not None else "")
         )
         lines.append(Line(f"rows.{name}", rows, f"{rows:.4g}", basis))
     return lines
@@ -68,7 +68,8 @@ def _memory(sizing: Sizing, nodes: Nodes) -> list[Line]:
     per_process = show_bytes(figures.process_bytes)
     held = f"measured: resident {figures.resident_share:.4g} of what tables report, {per_process} a process beside"
     split = f"rule: one core each, at most {nodes.load:g} busy, one a node at least; copies: {sizing.copies}"
-    rule = f"rule: {BUCKETS_PER_SHARD} a shard up to {MAX_BUCKETS:,}; at most {MAX_ROWS:,} rows in one"
+    most = min(footprint.max_rows for footprint in sizing.footprints.values())
+    rule = f"rule: {BUCKETS_PER_SHARD} a shard up to {MAX_BUCKETS:,}; at most {most:,} rows in one"
     return [
         Line("memory_bytes", sizing.memory_bytes, show_bytes(sizing.memory_bytes), held),
         Line("shards", shards, f"{shards:,}", split),

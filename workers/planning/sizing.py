@@ -14,7 +14,6 @@ from typing import NamedTuple
 from ps.errors import RequestError
 from ps.lifetime import Sketched
 from ps.spec import TableSpec
-from ps.storage.buckets import MAX_ROWS
 from ps.wire.arrays import DTYPES, ITEM_BYTES
 from workers.config import Config
 from workers.config.job import BUCKETS_PER_SHARD
@@ -165,11 +164,12 @@ class Sizing:
         return self.figures.resident_share * sum(self.table_bytes(name) for name in self.tables) + sum(sketches)
 
     def _buckets_for(self, shards: int) -> int:
-        rows = max(self.demand.rows.values())
-        least = max(shards, rows / (_FULLEST * MAX_ROWS))
+        holds = {name: _FULLEST * each.max_rows for name, each in self.footprints.items()}
+        least = max(shards, *(rows / holds[name] for name, rows in self.demand.rows.items()))
         if least > MAX_BUCKETS:
             raise RequestError(
-                f"--rows: {rows:.4g} rows of a table on {shards:,} shards need more than {MAX_BUCKETS:,} buckets"
+                f"--rows: {max(self.demand.rows.values()):.4g} rows of a table on {shards:,} shards need more than "
+                f"{MAX_BUCKETS:,} buckets"
             )
         wanted = max(_LEAST_BUCKETS, BUCKETS_PER_SHARD * shards, least)
         return min(MAX_BUCKETS, 1 << math.ceil(math.log2(wanted)))

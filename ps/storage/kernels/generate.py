@@ -20,6 +20,7 @@ from types import ModuleType
 
 from ps.row_code import ROLES, RowCode, RowField
 from ps.storage.kernels import build, row_functions
+from ps.storage.kernels.index import Shape
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _KERNELS = "ps.storage.kernels"
@@ -44,6 +45,7 @@ class SegmentLayout:
     state_word: int
     scratch: int
     hyper: int
+    late: bool = False
 
     @property
     def state_column(self) -> int:
@@ -53,16 +55,23 @@ class SegmentLayout:
 
 @dataclass(frozen=True)
 class KernelLayout:
-    """All constants that the kernels of a table are compiled for. check: users' functions get bounds checks.
+    """All constants that the kernels of a table are compiled for. The first four: index.Shape. check: users' functions
+    get bounds checks.
 
     metadata_words: behind the key: 0; 1: last_seen; 3: last_seen, shows, clicks.
     """
 
-    stride: int  # words of a row, key included
     block_shift: int
+    stride: int
+    early_shift: int
+    early_stride: int
     segments: tuple[SegmentLayout, ...]
     check: bool = False
     metadata_words: int = 0
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.block_shift, self.stride, self.early_shift, self.early_stride)
 
     @property
     def may_raise(self) -> bool:
@@ -122,8 +131,8 @@ def _segment_text(ordinal: int, segment: SegmentLayout, check: bool) -> str:
         "COLUMN": segment.column,
         "VALUE_WORD": segment.value_word,
         "STATE_DIM": segment.state_dim,
-        "STATE_COLUMN": segment.state_column,
         "STATE_WORD": segment.state_word,
+        "STATE_COLUMN": segment.state_column,
         "SCRATCH": segment.scratch,
         "HYPER": segment.hyper,
     }
@@ -161,13 +170,16 @@ _ZEROS = ["    for j in range(state.shape[0]):", "        state[j] = np.float32(
 
 
 # Row functions of table.py: name, arguments of the segment's function, whether one segment can be chosen, how results
-# are joined.
+# are joined. Those with an address pass over the late segments of an early row; "_late": for these only.
 _ROW_FUNCTIONS = (
     ("read", "floats, halves, address, out, base", True, None),
     ("read_state", "floats, halves, address, out, base", True, None),
     ("write_state", "floats, halves, address, state, base", True, "sum"),
     ("initial", "key, hyper, streams, out, base, code_floats, code_halves", False, None),
+    ("initial_late", "key, hyper, streams, out, base, code_floats, code_halves", False, None),
     ("create", "floats, halves, address, key, learning_rates, hyper, streams, scratch", False, None),
+    ("create_late", "floats, halves, address, key, learning_rates, hyper, streams, scratch", True, None),
+    ("forget_late", "values, base, state, state_base", True, None),
     ("stage", "floats, halves, address, key, gradients, base, learning_rates, hyper, step, scratch", False, "max"),
     ("commit", "floats, halves, address, key, streams, step, scratch", False, "sum"),
     ("stage_sweep", "floats, halves, address, key, learning_rates, hyper, step, scratch", False, "max"),
@@ -180,8 +192,7 @@ _ROW_FUNCTIONS = (
 def _table_text(layout: KernelLayout, modules: list[str]) -> str:
     lines = [f"import {module} as segment_{k}" for k, module in enumerate(modules)]
     lines += [
-        f"STRIDE = {layout.stride}",
-        f"BLOCK_SHIFT = {layout.block_shift}",
+        f"SHAPE = Shape{tuple(layout.shape)}",
         f"WIDTH = {sum(s.dim for s in layout.segments)}",
         f"SCRATCH = {sum(s.dim + s.state_dim for s in layout.segments)}",
         f"MAY_RAISE = {layout.may_raise}",
@@ -191,13 +202,20 @@ def _table_text(layout: KernelLayout, modules: list[str]) -> str:
     for name, arguments, selects, join in _ROW_FUNCTIONS:
         lines += ["@inlined", f"def {name}_row({'segment, ' if selects else ''}{arguments}):"]
         lines += {"max": ["    result = np.uint32(0)"], "sum": ["    result = 0"], None: []}[join]
+        skips = layout.early_stride > 0 and "address" in arguments
+        lines += ["    is_full, address = address < EARLY, address & PLACE"] if skips else []
         for k, segment in enumerate(layout.segments):
             if name.endswith("_sweep") and "sweep" not in segment.code.functions:
                 continue
-            function = "commit" if name == "commit_sweep" else name
+            if name.endswith("_late") and not segment.late:
+                continue
+            function = "commit" if name == "commit_sweep" else name.removesuffix("_late")
             call = f"segment_{k}.{function}({arguments})"
             step = {"max": f"result = max(result, {call})", "sum": f"result += {call}", None: call}[join]
-            lines.append(f"    if segment < 0 or segment == {k}: {step}" if selects else f"    {step}")
+            chosen = [f"(segment < 0 or segment == {k})"] if selects else []
+            present = ["is_full"] if skips and segment.late else []
+            conditions = " and ".join(present + chosen)
+            lines.append(f"    if {conditions}: {step}" if conditions else f"    {step}")
         lines.append("    return" if join is None else "    return result")
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ everywhere.
 import numpy as np
 
 from ps.storage.kernels.build import array, inlined, readonly_array, typed_kernel
+from ps.storage.kernels.index import PLACE
 from ps.storage.kernels.views import borrow
 
 LAST_SEEN, SHOWS, CLICKS = 2, 3, 4  # words from the start of a row
@@ -53,8 +54,9 @@ def read_metadata(words, floats, addresses, now, decay, keeps_counts, last_seen,
     """last_seen [n] and, where they are kept, counts [n, 2] (shows, clicks) decayed to `now`, of rows that exist."""
     words, floats, addresses = borrow(words), borrow(floats), borrow(addresses)
     for i in range(addresses.shape[0]):
-        last_seen[i] = np.int64(words[addresses[i] + LAST_SEEN])
+        place = addresses[i] & PLACE
+        last_seen[i] = np.int64(words[place + LAST_SEEN])
         if keeps_counts:
             factor = decay_between(decay, last_seen[i], now)
-            counts[i, 0] = floats[addresses[i] + SHOWS] * factor
-            counts[i, 1] = floats[addresses[i] + CLICKS] * factor
+            counts[i, 0] = floats[place + SHOWS] * factor
+            counts[i, 1] = floats[place + CLICKS] * factor

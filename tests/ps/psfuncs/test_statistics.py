@@ -117,6 +117,24 @@ def test_shows_and_clicks_where_the_table_keeps_them():
         assert each.num_bytes == each.rows * (8 + 12 + 8)
 
 
+def test_late_segments_count_as_initial_and_take_no_bytes_until_they_are_there():
+    embedding = {"dim": 4, "optimizer": "sgd", "initializer": {"name": "uniform", "scale": 1}, "late": 5.0}
+    spec = ps.TableSpec.model_validate({"segments": {"linear": {"dim": 1, "optimizer": "sgd"}, "embedding": embedding}})
+    table, keys = Table("t", spec, seed=3, num_buckets=1), pack(6, np.arange(100, dtype=np.uint64))
+    table.push(keys, np.ones((100, 5), np.float32), step=1, learning_rates=np.ones(2, np.float32))
+    table.promote(keys[:30])
+    table.push(keys[:20], np.ones((20, 5), np.float32), step=2, learning_rates=np.ones(2, np.float32))
+    sums = SlotSums.of(spec)
+    for block in table.scan(0):
+        sums.add(0, table, block)
+    found = sums.summary()[6]
+    assert (found.rows, found.num_bytes) == (100, 30 * table.bytes_per_row + 70 * table.bytes_per_early_row)
+    assert (found.segments["linear"].coverage, found.segments["embedding"].coverage) == (1.0, 0.2)
+    norms = np.linalg.norm(table.pull(keys)[:, 1:].astype(np.float64), axis=1)
+    assert found.segments["embedding"].norm_mean == pytest.approx(norms.mean(), rel=1e-12)
+    assert found.shows == 120
+
+
 def test_it_yields_after_every_block_and_stands_rows_that_vanish_between():
     driver = Driver(SPEC)
     table, keys = driver.table, pack(9, np.arange(200_000, dtype=np.uint64))

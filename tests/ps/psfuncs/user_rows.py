@@ -108,3 +108,14 @@ class StateAndSlot(ps.ReadRow):
         out[1] = slot
         for j in range(len(values)):
             out[2] += np.float32(self.weights[j]) * values[j]
+
+
+@ps.register("infinite_first")
+@dataclass(frozen=True)
+class InfiniteFirst(ps.UpdateRow):
+    """Infinity in the first value and in the first number of state, 5 in the rest."""
+
+    def update_row(self, values, state):
+        for j in range(len(values)):
+            values[j] = np.inf if j == 0 else 5
+        state[0] = np.inf

@@ -2,7 +2,8 @@
 
 The rows of one segment or of all: `segment` is its place or -1, and `column`, `width`, `state_column`, `state_dim` say
 where its values and state stand among all; so one compilation serves every segment. A row that does not exist (address
--1) is made up beside the table, as it would be created.
+-1) is made up beside the table, as it would be created; so are the late segments of an early row, and what is made of
+them is dropped.
 """
 
 from collections import namedtuple
@@ -136,11 +137,16 @@ def run(
         if address < 0:
             table.create_row(lone_floats, lone_halves, 0, key, learning_rates, hyper, streams, scratch)
             _load(segment, lone_floats, lone_halves, 0, column, state_column, room, room_of_state)
-        else:
+        elif table.is_early(address):
+            table.create_late_row(segment, lone_floats, lone_halves, 0, key, learning_rates, hyper, streams, scratch)
+            _load(segment, lone_floats, lone_halves, 0, column, state_column, room, room_of_state)
+        if address >= 0:
             _load(segment, floats, halves, address, column, state_column, room, room_of_state)
         payload_row = part(payload, i * payload.shape[1], payload.shape[1])
         run_row(args, chosen, chosen_state, payload_row, part(out, i * out.shape[1], out.shape[1]), total, key, step)
         if UPDATES:
+            if table.is_early(address):
+                table.forget_late_row(segment, room, -column, room_of_state, -state_column)
             greatest = max(_greatest(chosen), _greatest(chosen_state) if WRITES_STATE else np.uint32(0))
             rebased = table.stage_overwrite_row(
                 segment, floats, halves, address, room, -column, learning_rates, hyper, scratch

@@ -76,6 +76,16 @@ def write_state(floats, halves, address, state, base):
 
 
 @inlined
+def forget(values, base, state, state_base):
+    """Zeros in place of the values and the state of a decoded row."""
+    own, own_state = part(values, base + COLUMN, DIM), part(state, state_base + STATE_COLUMN, STATE_DIM)
+    for j in range(DIM):
+        own[j] = np.float32(0)
+    for j in range(STATE_DIM):
+        own_state[j] = np.float32(0)
+
+
+@inlined
 def initial(key, hyper, streams, out, base, code_floats, code_halves):
     """The value of a row that does not exist, as it would read if it did."""
     values = part(out, base + COLUMN, DIM)

@@ -1,20 +1,34 @@
 """The kernels of one row layout: pull, push, first values, table-wide update, rows read and overwritten.
 
-Rows are found as index.py says. A row changes only when every number of its next values and state is finite.
+Rows are found as index.py says. A row changes only when every number of its next values and state is finite. Row
+functions take an address as it is, flag included, and do nothing for the late segments of an early row.
 """
 
 import numpy as np
 
 from ps.storage.kernels.build import array, inlined, readonly_array, typed_kernel
-from ps.storage.kernels.index import ADDRESSES, BUCKETS, CHUNK, HASH_RING, KEYS, WORDS, found_row, key_at, search_chunk
+from ps.storage.kernels.index import (
+    ADDRESSES,
+    BUCKETS,
+    CHUNK,
+    EARLY,
+    HASH_RING,
+    KEYS,
+    PLACE,  # noqa: F401 (generated row functions use it)
+    WORDS,
+    Shape,
+    found_row,
+    key_at,
+    place_of,
+    search_chunk,
+)
 from ps.storage.kernels.metadata import touch
 from ps.storage.kernels.views import borrow, part, stream
 
 # layout
 from ps.storage.kernels.templates import segment as segment_0  # isort: skip
 
-STRIDE = 10  # words of a row
-BLOCK_SHIFT = 6  # 2 ** BLOCK_SHIFT rows in a block
+SHAPE = Shape(block_shift=6, stride=10, early_shift=0, early_stride=0)
 WIDTH = 4  # floats of a decoded row
 SCRATCH = 8  # floats of all values and states
 MAY_RAISE = False  # a row function is a user's: push remembers what rows were, so that they can be put back
@@ -48,8 +62,23 @@ def initial_row(key, hyper, streams, out, base, code_floats, code_halves):
 
 
 @inlined
+def initial_late_row(key, hyper, streams, out, base, code_floats, code_halves):
+    return
+
+
+@inlined
 def create_row(floats, halves, address, key, learning_rates, hyper, streams, scratch):
     segment_0.create(floats, halves, address, key, learning_rates, hyper, streams, scratch)
+
+
+@inlined
+def create_late_row(segment, floats, halves, address, key, learning_rates, hyper, streams, scratch):
+    return
+
+
+@inlined
+def forget_late_row(segment, values, base, state, state_base):
+    return
 
 
 @inlined
@@ -109,16 +138,28 @@ COUNTS = array("int64")
 WORKSPACE = (HASH_RING, ADDRESSES, FLOATS, HALVES)
 APPLIED, NONFINITE, SATURATED, AT, REMEMBERED = 0, 1, 2, 3, 4
 INFINITE = np.uint32(0x7F800000)
-BEFORE = array("uint32", 2)  # images [n, STRIDE - 2] of rows
+IMAGE, EARLY_IMAGE = SHAPE.stride - 2, SHAPE.early_stride - 2  # words of an image
+LATE = SHAPE.early_stride > 0  # there are late segments
+BEFORE = array("uint32", 2)  # images [n, IMAGE] of rows
+
+
+@inlined
+def is_early(address):
+    """Whether a row (address >= 0) has no late segments. Where there are none, it is no early row."""
+    return address >= EARLY if LATE else False
 
 
 @inlined
 def _remember(words, address, before, before_addresses, place):
     """What the row at `address` is now, so that it can be put back."""
     before_addresses[place] = address
-    kept, row = part(before, place * (STRIDE - 2), STRIDE - 2), part(words, address + 2, STRIDE - 2)
-    for j in range(STRIDE - 2):
-        stream(kept, j, row[j])
+    kept, row = part(before, place * IMAGE, IMAGE), part(words, place_of(address, SHAPE) + 2, IMAGE)
+    if is_early(address):
+        for j in range(EARLY_IMAGE):
+            stream(kept, j, row[j])
+    else:
+        for j in range(IMAGE):
+            stream(kept, j, row[j])
 
 
 @typed_kernel("void", WORDS, FLOATS, HALVES, BUCKETS, KEYS, "int64", HYPERS, STREAMS, OUT_ROWS, *WORKSPACE)
@@ -132,12 +173,14 @@ def pull(
     code_floats, code_halves = borrow(scratch), borrow(halves_scratch)
     for start in range(0, keys.shape[0], CHUNK):
         length = min(CHUNK, keys.shape[0] - start)
-        search_chunk(words, buckets, keys, start, length, bucket_bits, BLOCK_SHIFT, STRIDE, hashes, addresses)
+        search_chunk(words, buckets, keys, start, length, bucket_bits, SHAPE, hashes, addresses)
         for i in range(length):
             key, base = keys[start + i], (start + i) * WIDTH
-            address = found_row(words, buckets, key, hashes[i], addresses[i], bucket_bits, BLOCK_SHIFT, STRIDE)
+            address = found_row(words, buckets, key, hashes[i], addresses[i], bucket_bits, SHAPE)
             if address >= 0:
                 read_row(-1, floats, halves, address, out, base)
+                if is_early(address):
+                    initial_late_row(key, hyper, streams, out, base, code_floats, code_halves)
             else:
                 initial_row(key, hyper, streams, out, base, code_floats, code_halves)
 
@@ -201,10 +244,10 @@ def push(
     scratch, num_missing = borrow(scratch), np.int64(0)
     for start in range(0, keys.shape[0], CHUNK):
         length = min(CHUNK, keys.shape[0] - start)
-        search_chunk(words, buckets, keys, start, length, bucket_bits, BLOCK_SHIFT, STRIDE, hashes, addresses)
+        search_chunk(words, buckets, keys, start, length, bucket_bits, SHAPE, hashes, addresses)
         for i in range(length):
             key, base = keys[start + i], (start + i) * WIDTH
-            address = found_row(words, buckets, key, hashes[i], addresses[i], bucket_bits, BLOCK_SHIFT, STRIDE)
+            address = found_row(words, buckets, key, hashes[i], addresses[i], bucket_bits, SHAPE)
             if address < 0:
                 missing[num_missing] = start + i
                 num_missing += 1
@@ -216,9 +259,10 @@ def push(
                 _remember(words, address, before, before_addresses, counts[REMEMBERED])
                 counts[REMEMBERED] += 1
             if KEEPS_COUNTS:
-                touch(words, floats, address, seen[start + i, 0], seen[start + i, 1], now, decay, True)
+                shows, clicks = seen[start + i, 0], seen[start + i, 1]
+                touch(words, floats, place_of(address, SHAPE), shows, clicks, now, decay, True)
             elif KEEPS_TIME:
-                touch(words, floats, address, np.float32(0), np.float32(0), now, decay, False)
+                touch(words, floats, place_of(address, SHAPE), np.float32(0), np.float32(0), now, decay, False)
             if greatest >= INFINITE:
                 counts[NONFINITE] += 1
             else:
@@ -227,13 +271,16 @@ def push(
     return num_missing
 
 
-@typed_kernel("void", FLOATS, HALVES, KEYS, ADDRESSES, RATES, HYPERS, STREAMS, FLOATS)
-def create(floats, halves, keys, addresses, learning_rates, hyper, streams, scratch):
-    """First values and state of new rows."""
+@typed_kernel("void", FLOATS, HALVES, KEYS, ADDRESSES, RATES, HYPERS, STREAMS, FLOATS, "boolean")
+def create(floats, halves, keys, addresses, learning_rates, hyper, streams, scratch, late):
+    """First values and state of new rows; late: of the late segments of rows that have just become full."""
     floats, halves, keys, addresses = borrow(floats), borrow(halves), borrow(keys), borrow(addresses)
     learning_rates, hyper, streams, scratch = borrow(learning_rates), borrow(hyper), borrow(streams), borrow(scratch)
     for i in range(keys.shape[0]):
-        create_row(floats, halves, addresses[i], keys[i], learning_rates, hyper, streams, scratch)
+        if late:
+            create_late_row(-1, floats, halves, addresses[i], keys[i], learning_rates, hyper, streams, scratch)
+        else:
+            create_row(floats, halves, addresses[i], keys[i], learning_rates, hyper, streams, scratch)
 
 
 @typed_kernel("void", WORDS, FLOATS, HALVES, ADDRESSES, RATES, HYPERS, STREAMS, "int64", COUNTS, FLOATS, "boolean")
@@ -242,7 +289,7 @@ def sweep_rows(words, floats, halves, addresses, learning_rates, hyper, streams,
     words, floats, halves, addresses = borrow(words), borrow(floats), borrow(halves), borrow(addresses)
     learning_rates, hyper, streams, scratch = borrow(learning_rates), borrow(hyper), borrow(streams), borrow(scratch)
     for i in range(addresses.shape[0]):
-        address, key = addresses[i], key_at(words, addresses[i])
+        address, key = addresses[i], key_at(words, place_of(addresses[i], SHAPE))
         if MAY_RAISE:
             counts[AT] = i
         greatest = stage_sweep_row(floats, halves, address, key, learning_rates, hyper, step, scratch)
@@ -253,20 +300,59 @@ def sweep_rows(words, floats, halves, addresses, learning_rates, hyper, streams,
             counts[SATURATED] += commit_sweep_row(floats, halves, address, key, streams, step, scratch)
 
 
-@typed_kernel("void", FLOATS, HALVES, ADDRESSES, "int64", "int64", OUT_ROWS)
-def read_rows(floats, halves, addresses, segment, column, out):
-    """out[i]: the decoded row, or one segment of it (its place and first column; else -1 and 0)."""
-    floats, halves, addresses, out = borrow(floats), borrow(halves), borrow(addresses), borrow(out)
-    for i in range(addresses.shape[0]):
-        read_row(segment, floats, halves, addresses[i], out, i * out.shape[1] - column)
+@typed_kernel(
+    "void",
+    WORDS,
+    FLOATS,
+    HALVES,
+    ADDRESSES,
+    "int64",
+    "int64",
+    "int64",
+    OUT_ROWS,
+    OUT_ROWS,
+    RATES,
+    HYPERS,
+    STREAMS,
+    FLOATS,
+    HALVES,
+    FLOATS,
+)
+def read_rows(
+    words,
+    floats,
+    halves,
+    addresses,
+    segment,
+    column,
+    state_column,
+    values,
+    state,
+    learning_rates,
+    hyper,
+    streams,
+    lone_floats,
+    lone_halves,
+    scratch,
+):
+    """values[i], state[i]: the decoded row, or one segment of it (its place and first columns; else -1 and 0).
 
-
-@typed_kernel("void", FLOATS, HALVES, ADDRESSES, "int64", "int64", OUT_ROWS)
-def read_states(floats, halves, addresses, segment, column, out):
-    """out[i]: the decoded state of a row, or of one segment of it (its place and first column; else -1 and 0)."""
-    floats, halves, addresses, out = borrow(floats), borrow(halves), borrow(addresses), borrow(out)
+    What an early row has not is as it would be made. lone_*: room for one encoded row.
+    """
+    words, floats, halves, addresses = borrow(words), borrow(floats), borrow(halves), borrow(addresses)
+    values, state, hyper, streams = borrow(values), borrow(state), borrow(hyper), borrow(streams)
+    learning_rates, lone_floats, lone_halves = borrow(learning_rates), borrow(lone_floats), borrow(lone_halves)
+    scratch = borrow(scratch)
     for i in range(addresses.shape[0]):
-        read_state_row(segment, floats, halves, addresses[i], out, i * out.shape[1] - column)
+        address = addresses[i]
+        base, state_base = i * values.shape[1] - column, i * state.shape[1] - state_column
+        if is_early(address):
+            key = key_at(words, place_of(address, SHAPE))
+            create_late_row(segment, lone_floats, lone_halves, 0, key, learning_rates, hyper, streams, scratch)
+            read_row(segment, lone_floats, lone_halves, 0, values, base)
+            read_state_row(segment, lone_floats, lone_halves, 0, state, state_base)
+        read_row(segment, floats, halves, address, values, base)
+        read_state_row(segment, floats, halves, address, state, state_base)
 
 
 @typed_kernel("void", FLOATS, HALVES, ADDRESSES, "int64", "int64", ROWS, RATES, HYPERS, COUNTS, FLOATS)
