@@ -81,7 +81,7 @@ class Buckets:
 
     @property
     def memory_bytes(self) -> int:
-        return self.arena.used_units * UNIT_BYTES + self.table.nbytes
+        return self.arena.resident_units * UNIT_BYTES + self.table.nbytes
 
     def count(self, keys: Keys, kind: int) -> NDArray[np.int64]:
         """int64 [lines]: how many of the keys belong to each line of a kind; -1: of new rows."""

@@ -112,12 +112,15 @@ def test_extents_do_not_overlap_and_all_memory_comes_back():
             arena.words[start * 64 : (start + units) * 64] = round_
             live[start] = (units, round_)
         assert arena.used_units == 1 + sum(units for units, _ in live.values())
+        if round_ % 100 == 0:  # resident: every page that has something in use, but for what was never given out
+            touched = {0} | {unit // 16 for start, (units, _) in live.items() for unit in range(start, start + units)}
+            assert 0 <= 16 * len(touched) - arena.resident_units < 2 * 16
     for start, (units, mark) in live.items():
         assert (arena.words[start * 64 : (start + units) * 64] == mark).all()
     assert arena.words[0] == 0
     for start, (units, _) in live.items():
         arena.release(start, units)
-    assert arena.used_units == 1
+    assert arena.used_units == arena.resident_units == 1
     assert arena.room_for(arena.num_units - 1)
     assert not arena.words[1024:].any()  # pages that were given back are zeros again; the first has unit 0
 
