@@ -95,26 +95,25 @@ class Arena:
     def release(self, start: int, units: int) -> None:
         """Take an extent back and give its pages to the system."""
         self.used_units -= units
-        is_row = start < self._bottom
+        is_row, end = start < self._bottom, start + units
         free = self._free_rows if is_row else self._free_indexes
-        first, last = free.give(start, start + units)
+        first, last = free.give(start, end)
+        # Pages that are free as a whole now; those inside `first` to `last` but outside `start` to `end` were before.
+        low = max(_page_from(first), _page_of(start))
+        high = min(_page_of(last), _page_from(end))
         if is_row and last == self._bottom:
             free.take(last - first, first)
-            self._bottom = first
+            self._bottom, high = first, min(_page_from(last), _page_of(self._top))
         elif not is_row and first == self._top:
             free.take(last - first, first)
-            self._top = last
-        # Pages that are free as a whole now, and were not before: those at the ends were shared with neighbours.
-        page = mmap.PAGESIZE
-        low = max(-(-first * UNIT_BYTES // page), start * UNIT_BYTES // page) * page
-        high = min(last * UNIT_BYTES // page, -(-(start + units) * UNIT_BYTES // page)) * page
+            self._top, low = last, max(_page_of(first), _page_from(self._bottom))
         if high > low:
-            self._map.madvise(mmap.MADV_DONTNEED, low, high - low)
+            self._map.madvise(mmap.MADV_DONTNEED, low * mmap.PAGESIZE, (high - low) * mmap.PAGESIZE)
 
     def clear(self) -> None:
         """Take everything back."""
-        self._map.madvise(mmap.MADV_DONTNEED, 0, -(-self._bottom * UNIT_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE)
-        top = self._top * UNIT_BYTES // mmap.PAGESIZE * mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_DONTNEED, 0, _page_from(self._bottom) * mmap.PAGESIZE)
+        top = _page_of(self._top) * mmap.PAGESIZE
         if top < len(self._map):
             self._map.madvise(mmap.MADV_DONTNEED, top, len(self._map) - top)
         self._begin()
@@ -126,6 +125,16 @@ class Arena:
             self._map.madvise(mmap.MADV_HUGEPAGE, start // page * page, length // page * page)
             if touched:
                 self._map.madvise(_MADV_COLLAPSE, start, touched // page * page)
+
+
+def _page_of(unit: int) -> int:
+    """The page that a unit begins in."""
+    return unit * UNIT_BYTES // mmap.PAGESIZE
+
+
+def _page_from(unit: int) -> int:
+    """The first page that begins at a unit or behind."""
+    return -(-unit * UNIT_BYTES // mmap.PAGESIZE)
 
 
 class _Free:

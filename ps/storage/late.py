@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ps.errors import MemoryLimitError
 from ps.storage.blame import blame_optimizers
 from ps.storage.buckets import EARLY, FULL
 from ps.storage.kernels import changes, index
@@ -55,6 +56,16 @@ class LateSegments:
             self.take_back(grown)
             raise blame_optimizers(table, error, "init_state", early, rates) from error
         return grown
+
+    def ripen(self, keys: UniqueKeys, rates: Floats) -> None:
+        """`grow` the rows of keys that have reached the score. Where there is no room they stay early, counted as
+        turned away, until they are pushed again.
+        """
+        if len(keys):
+            try:
+                self.grow(keys, rates)
+            except MemoryLimitError:
+                self._table.turned_away += len(keys)
 
     def take_back(self, grown: Grown) -> None:
         """Undo `grow`, to the order of rows; rows that came since are gone again."""

@@ -212,3 +212,9 @@ def streams_of(table: str, spec: TableSpec, seed: int) -> NDArray[np.uint64]:
 def learning_rates_of(spec: TableSpec) -> NDArray[np.float32]:
     """float32 [segments]: the spec's own learning rates."""
     return np.array([segment.optimizer.learning_rate for segment in spec.segments.values()], np.float32)
+
+
+def score_of(spec: TableSpec) -> NDArray[np.float64]:
+    """float64 [4]: decay of counts a day, weights of a show and of a click, and the score that makes a row full."""
+    late = np.inf if spec.late is None else spec.late
+    return np.array([spec.score.decay, spec.score.show, spec.score.click, late])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ps.row_code import RowCode
 from ps.storage.before import restored
-from ps.storage.blame import Inputs, blame
+from ps.storage.blame import Inputs, blame, seen_of
 from ps.storage.kernels import generate
 from ps.storage.reading import blocks_of, decoded
 from ps.types import Keys, Rows, Seen, UniqueKeys
@@ -57,7 +57,7 @@ class Programs:
         payload: float32 [n, w]. Raises MemoryLimitError before anything is written.
         """
         table, num_keys = self._table, len(keys)
-        addresses, made = table._rows_for(keys, seen, step)
+        addresses, made = table.new_rows.rows_for(keys, seen, step)
         present = addresses >= 0
         keys, addresses, payload = keys[present], addresses[present], payload[present]
         is_new = np.isin(keys, made) if len(made) else np.zeros(len(keys), np.bool_)
@@ -69,12 +69,12 @@ class Programs:
             ):
                 counts = self._run(program, keys, addresses, payload=payload, step=step, refused=refused)
         except Exception:
-            table._remove(keys[is_new])
+            table.new_rows.take_back(keys[is_new])
             table.created -= len(made)
             raise
         table.late.demote(grown[np.isin(grown, keys[refused])])
         unmade = keys[is_new & refused]
-        table._remove(unmade)
+        table.new_rows.take_back(unmade)
         table.created -= len(unmade)
         return table._counted(counts[:3], len(made) - len(unmade), num_keys - len(keys))
 
@@ -140,7 +140,7 @@ class Programs:
                 if addresses[at] >= 0:
                     state[:] = decoded(table, addresses[at : at + 1], program.segment)[1][0]
                 own = {"values": values, "state": state, "payload": payload[at].copy(), "out": out[at].copy()}
-                yield {**own, "total": total.copy(), "key": keys[at], "step": step}
+                yield {**own, "total": total.copy(), "key": keys[at], "step": step, **seen_of(table, addresses[at])}
 
             raise blame(error, program.role, [(program.code, program.owner)], inputs) from error
         return counts

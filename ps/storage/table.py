@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ps.errors import MemoryLimitError, RequestError
+from ps.errors import RequestError
 from ps.keys import bucket_of
 from ps.spec import TableSpec
 from ps.storage import layout as layouts
@@ -26,11 +26,13 @@ from ps.storage.blame import blame_optimizers
 from ps.storage.buckets import EARLY, FULL, MAX_ROWS, Buckets
 from ps.storage.kernels import changes, generate, index
 from ps.storage.kernels.images import read_images, write_images
-from ps.storage.kernels.metadata import LAST_SEEN
 from ps.storage.late import LateSegments
+from ps.storage.new_rows import NewRows
 from ps.storage.programs import Programs
 from ps.storage.reading import ALL, Block, blocks_of, decoded, rows_of
 from ps.types import NOTHING_SEEN, Floats, Gradients, Images, Keys, Rows, Seen, UniqueKeys
+
+_AT, _REMEMBERED, _RIPE = 3, 4, 5  # of the counts of a push
 
 
 class PushCounts(NamedTuple):
@@ -65,6 +67,7 @@ class Table:
         self._hyper = layouts.hyper_of(spec)
         self._streams = layouts.streams_of(name, spec, seed)
         self._own_rates = layouts.learning_rates_of(spec)
+        self._score = layouts.score_of(spec)
         self._bits = num_buckets.bit_length() - 1
         self._place = (self._bits, self._layout.kernels.shape)
         floats = np.zeros(self._layout.scratch_floats, np.float32)
@@ -75,6 +78,7 @@ class Table:
         self._buckets = Buckets(name, self._layout, num_buckets, spec.memory_limit_bytes)
         self._before = Before(self._layout)
         self.admission = Admission(name, spec, seed=seed, num_buckets=num_buckets)
+        self.new_rows = NewRows(self)
         self.late = LateSegments(self)
         self.programs = Programs(self)
 
@@ -153,35 +157,38 @@ class Table:
         shapes that do not fit, MemoryLimitError when there is no room for new rows; both before any row is written.
         """
         keys, gradients = np.ascontiguousarray(keys, np.uint64), np.ascontiguousarray(gradients, np.float32)
-        rates, shown = self._checked_rates(learning_rates), self._shown(keys, seen)
+        rates, shown = self._checked_rates(learning_rates), self.new_rows.shown(keys, seen)
         if gradients.shape != (len(keys), self._layout.width):
             raise RequestError(
                 f"table {self.name!r}: gradients {gradients.shape} for {len(keys)} keys of width {self._layout.width}"
             )
         chosen = None
-        if not self._surely_fits(len(keys)):
-            chosen = self._admitted(keys, np.flatnonzero(self._locate(keys)[0] < 0), shown, step)
-        missing, counts, fresh = np.empty(len(keys), np.int64), np.zeros(5, np.int64), keys[:0]
+        if not self.new_rows.surely_fit(len(keys)):
+            chosen = self.new_rows.admitted(keys, np.flatnonzero(self._locate(keys)[0] < 0), shown, step)
+        missing, counts, fresh = np.empty(len(keys), np.int64), np.zeros(6, np.int64), keys[:0]
         places = (missing, counts, *self._before.room(len(keys)))
         arguments = (self._bits, rates, self._hyper, self._streams, step, *places)
-        rest = (seen.event_time, self.spec.score.decay, *self._workspace)
-        pushed, sent = keys, gradients
+        rest = (seen.event_time, self._score, *self._workspace)
+        pushed, sent, ripe = keys, gradients, keys[:0]
         try:
             absent = self._kernels.push(*self._memory, keys, gradients, *arguments, shown, *rest)
+            ripe = pushed[missing[len(missing) - counts[_RIPE] :]]
             if absent:
+                counts[_RIPE] = 0
                 if chosen is None:
-                    chosen = self._admitted(keys, missing[:absent].copy(), shown, step)
-                self._create(keys[chosen], rates, seen.event_time)
+                    chosen = self.new_rows.admitted(keys, missing[:absent].copy(), shown, step)
+                self.new_rows.create(keys[chosen], rates, seen.event_time)
                 pushed, sent, fresh = keys[chosen], gradients[chosen], keys[chosen]
-                self._kernels.push(
-                    *self._memory, pushed, sent, *arguments, shown[chosen] if len(shown) else shown, *rest
-                )
+                shown = shown[chosen] if len(shown) else shown
+                self._kernels.push(*self._memory, pushed, sent, *arguments, shown, *rest)
+                ripe = np.concatenate([ripe, pushed[missing[len(missing) - counts[_RIPE] :]]])
+            self.late.ripen(ripe, rates)
         except Exception as error:
             if not self._layout.kernels.may_raise:
                 raise
-            self._before.put_back(self._memory[0], int(counts[4]))
-            self._remove(fresh)
-            at = slice(counts[3], counts[3] + 1)
+            self._before.put_back(self._memory[0], int(counts[_REMEMBERED]))
+            self.new_rows.take_back(fresh)
+            at = slice(counts[_AT], counts[_AT] + 1)
             raise blame_optimizers(self, error, "update", pushed[at], rates, step, sent[at]) from error
         self.created += len(fresh)
         return self._counted(counts[:3], len(fresh), absent - len(fresh))
@@ -296,13 +303,13 @@ class Table:
         if values.shape != (len(keys), width):
             raise RequestError(f"table {self.name!r}: values {values.shape} for {len(keys)} keys of width {width}")
         keys = np.ascontiguousarray(keys, np.uint64)
-        addresses, made = self._rows_for(keys, seen, step)
+        addresses, made = self.new_rows.rows_for(keys, seen, step)
         present = addresses >= 0
         try:
             with self.late.complete(keys[present], addresses[present], segment) as (_, addresses):
                 nonfinite = self._overwrite(addresses, place, column, values[present])
         except Exception:
-            self._remove(made)
+            self.new_rows.take_back(made)
             self.created -= len(made)
             raise
         num_rows = int(np.count_nonzero(present))
@@ -337,8 +344,8 @@ class Table:
             self.late.make_room(keys, addresses, kind)
             addresses = self._locate(keys)[0]
         elif len(absent):
-            self._reserve(keys[absent])
-        addresses[absent] = self._append(keys[absent], kind)
+            self.new_rows.reserve(keys[absent])
+        addresses[absent] = self.new_rows.append(keys[absent], kind)
         words = np.ascontiguousarray(images).view(np.uint32)
         write_images(self.arena.words, addresses, words, self._layout.early_words)
 
@@ -365,90 +372,12 @@ class Table:
             )
         return rates
 
-    def _surely_fits(self, num_keys: int) -> bool:
-        """Whether even all-new keys would fit, so that no row need be looked up before the first is written."""
-        kind = self._layout.kinds[-1]  # of new rows
-        rows, block_bytes = self.num_rows + num_keys, 256 * kind.block_units
-        # New rows, a sixteenth more in runs, 16 bytes a row for new indexes and directories, and a least size per
-        # bucket.
-        worst = num_keys * kind.row_bytes + rows * kind.row_bytes // 16 + 16 * rows
-        worst += min(num_keys, self.num_buckets) * (2 * block_bytes + 2048)
-        limit, buckets = self._buckets.limit_bytes, self._buckets
-        return (
-            buckets.arena.room_for(worst // 256 + 1)
-            and (limit is None or buckets.memory_bytes + worst <= limit)
-            and int(buckets.rows.max()) + num_keys <= buckets.max_rows
-        )
-
     def _locate(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Each key's address, -1 where there is no row; and by bucket how many keys have none."""
         addresses, missing = np.empty(len(keys), np.int64), np.zeros(self.num_buckets, np.int64)
         keys, table = np.ascontiguousarray(keys, np.uint64), self._buckets.table
         index.locate(self.arena.words, table, keys, *self._place, addresses, missing, *self._workspace[:2])
         return addresses, missing
-
-    def _append(self, keys: UniqueKeys, kind: int) -> NDArray[np.int64]:
-        addresses, table = np.empty(len(keys), np.int64), self._buckets.table
-        changes.append(self.arena.words, table, keys, *self._place, kind, addresses, self._workspace[0])
-        return addresses
-
-    def _shown(self, keys: UniqueKeys, seen: Seen) -> Floats:
-        """float32 [n, 2]: shows and clicks of each key."""
-        if seen.counts is not None:
-            if seen.counts.shape != (len(keys), 2):
-                raise RequestError(f"table {self.name!r}: counts {seen.counts.shape} for {len(keys)} keys")
-            return np.ascontiguousarray(seen.counts, np.float32)
-        return np.tile(np.array([1, 0], np.float32), (len(keys) if self.spec.wants_counts else 0, 1))
-
-    def _admitted(self, keys: Keys, absent: NDArray[np.int64], shown: Floats, step: int) -> NDArray[np.int64]:
-        """Of the places of keys without a row those that get one, in their order: admitted, and there is room.
-
-        Raises MemoryLimitError when there is none, unless the table refuses then.
-        """
-        chosen = absent
-        if not self.admission.is_open:
-            mask = self.admission.admit(keys[absent], shown[absent] if len(shown) else None, step=step)
-            chosen = absent[mask]
-            self.refused += len(absent) - len(chosen)
-        try:
-            self._reserve(keys[chosen])
-        except MemoryLimitError:
-            if self.spec.when_full == "error":
-                raise
-            self.turned_away += len(chosen)
-            chosen = chosen[:0]
-        return chosen
-
-    def _rows_for(self, keys: UniqueKeys, seen: Seen, step: int) -> tuple[NDArray[np.int64], UniqueKeys]:
-        """The rows of keys, made where they are missing and admitted: their addresses, -1 where there is none, and the
-        keys of those that were made.
-        """
-        absent = np.flatnonzero(self._locate(keys)[0] < 0)
-        made = keys[self._admitted(keys, absent, self._shown(keys, seen), step)]
-        self._create(made, self._own_rates, seen.event_time)
-        self.created += len(made)
-        return self._locate(keys)[0], made
-
-    def _reserve(self, keys: UniqueKeys, kind: int = -1) -> None:
-        """Room for the rows of keys that have none; kind: of new rows."""
-        self._buckets.reserve(self._buckets.count(keys, kind))
-
-    def _create(self, keys: UniqueKeys, rates: Floats, event_time: int) -> None:
-        if not len(keys):
-            return
-        arena = self._buckets.arena
-        self._reserve(keys)
-        addresses = self._append(keys, len(self._layout.kinds) - 1)
-        if self.spec.keeps_time:
-            arena.words[(addresses & index.PLACE) + LAST_SEEN] = event_time
-        scratch = self._workspace[2]
-        try:
-            self._kernels.create(
-                arena.floats, arena.halves, keys, addresses, rates, self._hyper, self._streams, scratch, False
-            )
-        except Exception as error:
-            self._remove(keys)
-            raise blame_optimizers(self, error, "init_state", keys, rates) from error
 
     def _overwrite(self, addresses: NDArray[np.int64], segment: int, column: int, values: Rows) -> int:
         counts, arena = np.zeros(3, np.int64), self._buckets.arena
@@ -460,12 +389,6 @@ class Table:
         except Exception as error:
             raise blame_optimizers(self, error, "rebase_state", np.empty(0, np.uint64), self._own_rates) from error
         return self._counted(counts, 0).nonfinite
-
-    def _remove(self, keys: UniqueKeys) -> None:
-        """Take back rows that were just made: the newest first, so that the others keep their order."""
-        if len(keys):
-            newest_first = np.ascontiguousarray(keys[::-1])
-            changes.remove(self.arena.words, self._buckets.table, newest_first, *self._place)
 
     def _counted(self, counts: NDArray[np.int64], created: int, refused: int = 0) -> PushCounts:
         applied, nonfinite, saturated = (int(count) for count in counts)

@@ -5,7 +5,7 @@ compile.
 import copy
 
 from ps.spec import TableSpec
-from tests.ps.storage.oracle import Oracle, f32, nearest
+from tests.ps.storage.oracle import Oracle
 
 NEVER = 1e9  # a score that no push of a test reaches: rows grow when the test says so
 SPEC = TableSpec.model_validate(
@@ -13,7 +13,8 @@ SPEC = TableSpec.model_validate(
         "segments": {
             "embedding": {
                 "dim": 3,
-                "codec": "fp16",
+                "codec": "int8",
+                "state_codec": "bf16",
                 "late": NEVER,
                 "optimizer": {"name": "adagrad", "initial_accumulator": 0.1},
                 "initializer": {"name": "uniform", "scale": 0.5},
@@ -67,14 +68,12 @@ class LateOracle(Oracle):
                 segment.sweep(rates[place], step)
 
     def write(self, keys, values, name, rates):
-        """Values of a segment whose state does not follow them."""
-        place = list(self.spec.segments).index(name)
-        for key, row in zip(map(int, keys), values):
+        """Values of a late segment."""
+        for key in map(int, keys):
             if key not in self.rows:
                 self.rows[key] = self._row(key, rates)
-            self.rows[key][place].w = nearest(row.astype(f32), self.spec.segments[name].codec)
-            if self.spec.segments[name].late is not None:
-                self.full.add(key)
+        self.promote(keys)
+        self.overwrite(keys, values, name)
 
     def delete(self, keys):
         self.full -= {int(key) for key in keys}

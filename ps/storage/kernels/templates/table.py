@@ -22,7 +22,7 @@ from ps.storage.kernels.index import (
     place_of,
     search_chunk,
 )
-from ps.storage.kernels.metadata import touch
+from ps.storage.kernels.metadata import touch, touch_time
 from ps.storage.kernels.views import borrow, part, stream
 
 # layout
@@ -32,8 +32,7 @@ SHAPE = Shape(block_shift=6, stride=10, early_shift=0, early_stride=0)
 WIDTH = 4  # floats of a decoded row
 SCRATCH = 8  # floats of all values and states
 MAY_RAISE = False  # a row function is a user's: push remembers what rows were, so that they can be put back
-KEEPS_TIME = False  # rows remember their last push, and
-KEEPS_COUNTS = False  # shows and clicks
+METADATA_WORDS = 0  # of a row, behind its key
 
 
 @inlined
@@ -136,7 +135,7 @@ ROWS, OUT_ROWS = readonly_array("float32", 2), array("float32", 2)
 COUNTS = array("int64")
 # Scratch of the caller: two rings of the search, and a row's values and state as float32 and (the same memory) uint16.
 WORKSPACE = (HASH_RING, ADDRESSES, FLOATS, HALVES)
-APPLIED, NONFINITE, SATURATED, AT, REMEMBERED = 0, 1, 2, 3, 4
+APPLIED, NONFINITE, SATURATED, AT, REMEMBERED, RIPE = 0, 1, 2, 3, 4, 5
 INFINITE = np.uint32(0x7F800000)
 IMAGE, EARLY_IMAGE = SHAPE.stride - 2, SHAPE.early_stride - 2  # words of an image
 LATE = SHAPE.early_stride > 0  # there are late segments
@@ -204,7 +203,7 @@ def pull(
     ADDRESSES,
     ROWS,
     "int64",
-    "float64",
+    HYPERS,
     *WORKSPACE,
 )
 def push(
@@ -225,7 +224,7 @@ def push(
     before_addresses,
     seen,
     now,
-    decay,
+    score,
     hashes,
     addresses,
     scratch,
@@ -233,7 +232,8 @@ def push(
 ):
     """Update the rows that exist; missing [n]: places of the keys without a row. Returns how many those are.
 
-    seen: [n, 2], shows and clicks of each key, where KEEPS_COUNTS; now: event time in seconds; decay: of counts, a day.
+    seen: [n, 2], shows and clicks of each key, where rows keep them; now: event time in seconds; score: as
+    layout.score_of. The last counts[RIPE] of `missing` are places of early rows that have reached the score.
     Where MAY_RAISE, the first counts[REMEMBERED] of `before` and `before_addresses` are what rows were, and counts[AT]
     is the key at work.
     """
@@ -241,7 +241,7 @@ def push(
     keys, gradients, learning_rates = borrow(keys), borrow(gradients), borrow(learning_rates)
     hyper, streams, hashes, addresses = borrow(hyper), borrow(streams), borrow(hashes), borrow(addresses)
     before, before_addresses, seen = borrow(before), borrow(before_addresses), borrow(seen)
-    scratch, num_missing = borrow(scratch), np.int64(0)
+    scratch, score, num_missing = borrow(scratch), borrow(score), np.int64(0)
     for start in range(0, keys.shape[0], CHUNK):
         length = min(CHUNK, keys.shape[0] - start)
         search_chunk(words, buckets, keys, start, length, bucket_bits, SHAPE, hashes, addresses)
@@ -258,11 +258,14 @@ def push(
             if MAY_RAISE:
                 _remember(words, address, before, before_addresses, counts[REMEMBERED])
                 counts[REMEMBERED] += 1
-            if KEEPS_COUNTS:
+            if METADATA_WORDS > 1:
                 shows, clicks = seen[start + i, 0], seen[start + i, 1]
-                touch(words, floats, place_of(address, SHAPE), shows, clicks, now, decay, True)
-            elif KEEPS_TIME:
-                touch(words, floats, place_of(address, SHAPE), np.float32(0), np.float32(0), now, decay, False)
+                reached = touch(words, floats, place_of(address, SHAPE), shows, clicks, now, score)
+                if SHAPE.early_stride and address >= EARLY and reached >= score[3]:
+                    counts[RIPE] += 1
+                    missing[missing.shape[0] - counts[RIPE]] = start + i
+            elif METADATA_WORDS:
+                touch_time(words, place_of(address, SHAPE), now)
             if greatest >= INFINITE:
                 counts[NONFINITE] += 1
             else:
