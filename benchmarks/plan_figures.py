@@ -9,8 +9,8 @@ Times are CPU time of the process concerned, so a busy neighbour on the machine 
     messages, bytes     a shard process and clients in this process, gRPC on the loopback, no shared memory, fp32 wire:
                         messages of one key, then of 16,384. What a long message costs beyond a short one and beyond
                         the Table's own time is put on its bytes. Bytes beyond the arrays are counted on the loopback
-    process, resident   resident memory of that shard process before its rows; and what 10^6 rows add to it, against
-                        what the table reports
+    process, resident   resident memory of that shard process before its rows; and what 4 million rows add to it,
+                        against what the table reports
     checkpoint          bytes a second of a shard's save, by the clock, fsync included
 """
 
@@ -40,7 +40,7 @@ from workers.planning.figures import Figures
 
 CODECS, DIMS = ("fp32", "bf16"), (8, 16, 64)
 NUM_BUCKETS, BATCH, SMALL, LARGE = 256, 16_384, 1, 16_384
-RPC_DIM, RPC_KEYS, THREADS = 16, 200_000, 4
+RPC_DIM, RPC_KEYS, HELD_ROWS, THREADS = 16, 200_000, 4_000_000, 4
 COMMAND = "python benchmarks/plan_figures.py"
 
 
@@ -193,7 +193,7 @@ def measure(rows: int, rounds: int, seconds: float) -> dict[str, Any]:
         client.clear("t")
         push(0, 4 * 4096)
         before, small = remote.resident(), client.describe()[0]["tables"]["t"]["memory_bytes"]
-        push(4 * 4096, 10**6)
+        push(4 * 4096, HELD_ROWS)
         added = client.describe()[0]["tables"]["t"]["memory_bytes"] - small
         resident_share = (remote.resident() - before) / added
         rates = []

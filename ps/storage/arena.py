@@ -183,5 +183,4 @@ class _Free:
 
 
 def _units_beside_whole_pages(start: int, end: int) -> int:
-    page = mmap.PAGESIZE // UNIT_BYTES
-    return end - start - page * max(0, end // page - -(-start // page))
+    return end - start - max(0, _page_of(end) - _page_from(start)) * mmap.PAGESIZE // UNIT_BYTES
