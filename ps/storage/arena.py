@@ -5,7 +5,8 @@
     indexes   extents from the top down, with directories and the first few rows of buckets: a bucket that grows gets a
               new one, and the old one goes. As all buckets grow, what is in use is the youngest part of this end, and
               what went is one stretch behind it, so few huge pages are split
-    free      its whole pages given back to the system; neighbours are one
+    free      its whole pages given back to the system; neighbours are one. What it has of pages that are partly in use
+              stays in memory: resident_units counts it
     unit 0    is never given out and stays 0: an empty bucket's index points there
 
 Not thread-safe.
@@ -64,6 +65,11 @@ class Arena:
         self._free_rows, self._free_indexes = _Free(), _Free()
         self._huge_rows = self._huge_indexes = False
         self._collapsed, self._next_collapse = 0, _HUGE_ROWS_FROM  # bytes, from the bottom
+
+    @property
+    def resident_units(self) -> int:
+        """Units in use, and free ones on pages that cannot be given back."""
+        return self.used_units + self._free_rows.kept_units + self._free_indexes.kept_units
 
     def room_for(self, units: int) -> bool:
         """Whether extents of so many units in all can be given out."""
@@ -143,9 +149,12 @@ def _page_from(unit: int) -> int:
 
 
 class _Free:
-    """Free extents, [start, end), neighbours merged; the least that fits is used first."""
+    """Free extents, [start, end), neighbours merged; the least that fits is used first. kept_units: those of their
+    units that share a page with what is no part of the extent.
+    """
 
     def __init__(self) -> None:
+        self.kept_units = 0
         self._ends: dict[int, int] = {}  # start -> end
         self._starts: dict[int, int] = {}  # end -> start
         self._by_length: list[tuple[int, int]] = []  # (length, start), ascending
@@ -175,8 +184,14 @@ class _Free:
 
     def _add(self, start: int, end: int) -> None:
         self._ends[start], self._starts[end] = end, start
+        self.kept_units += _units_beside_whole_pages(start, end)
         insort(self._by_length, (end - start, start))
 
     def _remove(self, start: int, end: int) -> None:
         del self._ends[start], self._starts[end]
+        self.kept_units -= _units_beside_whole_pages(start, end)
         del self._by_length[bisect_left(self._by_length, (end - start, start))]
+
+
+def _units_beside_whole_pages(start: int, end: int) -> int:
+    return end - start - max(0, _page_of(end) - _page_from(start)) * mmap.PAGESIZE // UNIT_BYTES

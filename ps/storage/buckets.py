@@ -22,7 +22,7 @@ from ps.storage.layout import RowKind, RowLayout
 from ps.types import Keys
 
 _FULL = 0.82
-_GROWTH = 1.15
+GROWTH = 1.15
 _LEAST_CAPACITY = 64
 _SPARE_ROOM = 0.1  # part of its room that a bucket may have to spare before rows that went give memory back,
 _SPARE_INDEX = 0.6  # and how small a new index must be against the old one, to be worth building
@@ -80,7 +80,7 @@ class Buckets:
 
     @property
     def memory_bytes(self) -> int:
-        return self.arena.used_units * UNIT_BYTES + self.table.nbytes
+        return self.arena.resident_units * UNIT_BYTES + self.table.nbytes
 
     def count(self, keys: Keys, kind: int) -> NDArray[np.int64]:
         """int64 [lines]: how many of the keys belong to each line of a kind; -1: of new rows."""
@@ -205,8 +205,8 @@ class Buckets:
         units.
         """
         phase = bucket / self.num_buckets
-        steps: int = math.ceil(math.log(rows / (_FULL * _LEAST_CAPACITY), _GROWTH) - phase)
-        wanted = max(_LEAST_CAPACITY * _GROWTH ** (phase + max(steps, 0)), rows / _FULL)
+        steps: int = math.ceil(math.log(rows / (_FULL * _LEAST_CAPACITY), GROWTH) - phase)
+        wanted = max(_LEAST_CAPACITY * GROWTH ** (phase + max(steps, 0)), rows / _FULL)
         return UNIT_WORDS * int(-(-wanted // UNIT_WORDS))
 
     def _grow(self, growth: _Growth) -> None:

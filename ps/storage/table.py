@@ -136,6 +136,13 @@ class Table:
         self._kernels.pull(*self._memory, keys, self._bits, self._hyper, self._streams, out, *self._workspace)
         return out
 
+    def initial_values(self, keys: Keys) -> Rows:
+        """float32 [n, width]: what rows of these keys read as before they exist, whether they do or not."""
+        keys, out = np.ascontiguousarray(keys, np.uint64), np.empty((len(keys), self._layout.width), np.float32)
+        memory = (*self._memory[:3], np.zeros((1, index.COLUMNS), np.int64))  # one bucket, without rows
+        self._kernels.pull(*memory, keys, 0, self._hyper, self._streams, out, *self._workspace)
+        return out
+
     def push(
         self,
         keys: UniqueKeys,
