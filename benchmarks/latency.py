@@ -20,6 +20,7 @@ In the end, what the slowest ten requests of growth did is listed: seconds in th
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import resource
 import statistics
@@ -116,6 +117,7 @@ class Driver:
 
 
 def measure(rows: int, num_buckets: int) -> dict[str, Any]:
+    gc.freeze()  # as ps/process.py does
     first_one = Driver(num_buckets)  # what a process loads with its first requests is not of the table's growth
     first_one.pull("growing", np.arange(10))
     first_one.push("growing", np.arange(BATCH), OLD)

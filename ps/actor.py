@@ -11,6 +11,7 @@ The caller has joined Ray (`ps/session.py`). Calls block; none longer than its s
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import threading
@@ -116,6 +117,7 @@ class ShardActor:
         self._node = ray.util.get_node_ip_address()
         host = "127.0.0.1" if on_loopback else self._node
         self._server = ShardServer(host=host, port=0, thresholds=partial(thresholds_here, ray=True))
+        gc.freeze()  # as ps/process.py
         self._renewing = threading.Thread(target=self._renew_forever, name="weir-lease", daemon=True)
         self._renewing.start()
 
