@@ -1,6 +1,6 @@
 """The sparse table against FBGEMM's CPU table, one thread: pull and push of raw keys on 10 million rows of dim 16.
 
-    python benchmarks/table.py [--json] [--quick] [--rows N] [--rounds N] [--markdown FILE]
+    python benchmarks/table.py [--json] [--quick] [--rows N] [--beside N] [--rounds N] [--markdown FILE]
 
 Both sides take the same array of 106,496 raw keys with duplicates and hold the same rows under the same optimizer
 (row-wise AdaGrad).
@@ -14,12 +14,17 @@ fp32 is compared with fp32; bf16 with FBGEMM's fp16, both with stochastic roundi
 scattered over the table. Sides take turns within a round; a ratio is taken within a round, and its median over rounds
 is printed with the quartiles. Times are CPU time of the process, which has one working thread, so that neighbours on
 the machine count little. FBGEMM's memory gets huge pages too (THP_MEM_ALLOC_ENABLE).
+
+--beside measures a second size, under the same keys with `_at_N` behind them. Cache lines and pages touched per key
+are computed, of layouts and index fill: `lines_{pull,push}_CODEC_{weir,fbgemm}`, `pages_...`. Counted is what lies in
+no cache: lines of the index and the row; directories and the table of buckets (a few hundred kilobytes) do.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -34,11 +39,13 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", THP_MEM_ALLOC_ENABLE
 import numpy as np
 
 from ps.spec import TableSpec
+from ps.storage.kernels import index
 from ps.storage.table import Table
 from ps.storage.unique import sum_by_key, unique_by_bucket
 
 DIM, BATCH, NUM_BUCKETS, ZIPF = 16, 106_496, 256, 1.1
 LEARNING_RATE, EPS = 0.01, 1e-8
+LINE, PAGE = 64, 2 << 20  # bytes; huge pages on both sides
 SCATTER = 0x9E3779B1  # has no common divisor with the number of rows: maps ranks to row numbers one to one
 
 
@@ -69,7 +76,8 @@ class Weir:
 class Fbgemm:
     """The peer: SplitTableBatchedEmbeddingBagsCodegen in host memory."""
 
-    def __init__(self, codec: str, rows: int, weights: np.ndarray) -> None:
+    def __init__(self, codec: str, rows: int, fill: Callable[[np.ndarray], np.ndarray]) -> None:
+        """fill: keys -> first values."""
         try:
             import torch
             from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
@@ -92,7 +100,9 @@ class Fbgemm:
             pooling_mode=PoolingMode.SUM,  # of bags of one key: several times faster backward than PoolingMode.NONE
             stochastic_rounding=True,
         )
-        self.module.split_embedding_weights()[0].copy_(torch.from_numpy(weights))
+        weights = self.module.split_embedding_weights()[0]
+        for part in np.array_split(np.arange(rows, dtype=np.uint64), 100):
+            weights[int(part[0]) : int(part[-1]) + 1].copy_(torch.from_numpy(fill(part)))
         self.offsets = torch.arange(BATCH + 1)
 
     def forward(self, keys: np.ndarray) -> Any:
@@ -134,11 +144,53 @@ def machine() -> dict[str, Any]:
     return {"model": model, "cores": os.cpu_count(), "caches": caches}
 
 
-def compare(codec: str, rows: int, rounds: int, results: dict[str, Any]) -> None:
+def groups_passed(load: float) -> float:
+    """How many groups of the index a search passes before that of its key, on average: rows that find their group full
+    go to the next one, so what passes from a group to the next is a queue with Poisson arrivals and 16 places.
+    """
+    mean, most = index.GROUP * load, 400
+    arrivals = [math.exp(-mean)]
+    for k in range(1, 100):
+        arrivals.append(arrivals[-1] * mean / k)
+    passing = np.zeros(most)
+    passing[0] = 1.0
+    for _ in range(1000):
+        present = np.convolve(passing, arrivals)
+        passing = present[index.GROUP : index.GROUP + most]
+        passing[0] += present[: index.GROUP].sum()
+    return float(passing @ np.arange(most)) / mean
+
+
+def units_touched(stride: int, unit: int, rows: int = 256) -> float:
+    """Lines or pages of `unit` bytes that a row touches, on average over a block of dense rows."""
+    first = np.arange(rows) * stride
+    return float(((first + stride - 1) // unit - first // unit + 1).mean())
+
+
+def touched(codec: str, table: Table) -> dict[str, float]:
+    """Cache lines and pages per key that lies in no cache."""
+    lines = table._buckets.table[: table.num_buckets]
+    passed = groups_passed(lines[:, index.ROWS].sum() / lines[:, index.CAPACITY].sum())
+    stride, theirs = table.bytes_per_row, DIM * (4 if codec == "fp32" else 2)
+    ours = 1 + passed + units_touched(stride, LINE)
+    ours_pages = 2 + units_touched(stride, PAGE, PAGE) - 1
+    return {
+        f"lines_pull_{codec}_weir": round(ours, 2),
+        f"lines_push_{codec}_weir": round(ours, 2),  # the state is part of the row
+        f"lines_pull_{codec}_fbgemm": units_touched(theirs, LINE),
+        f"lines_push_{codec}_fbgemm": 1 + units_touched(theirs, LINE),  # its state is an array of its own
+        f"pages_pull_{codec}_weir": round(ours_pages, 2),
+        f"pages_push_{codec}_weir": round(ours_pages, 2),
+        f"pages_pull_{codec}_fbgemm": 1.0,
+        f"pages_push_{codec}_fbgemm": 2.0,
+    }
+
+
+def compare(codec: str, rows: int, rounds: int, results: dict[str, Any], suffix: str = "") -> None:
     """Fill results with the figures of one precision."""
     ours = Weir(codec, rows)
-    everything = np.arange(rows, dtype=np.uint64)
-    theirs = Fbgemm(codec, rows, np.concatenate([ours.pull(part) for part in np.array_split(everything, 100)]))
+    theirs = Fbgemm(codec, rows, ours.pull)
+    results.update({key + suffix: value for key, value in touched(codec, ours.table).items()})
     rng = np.random.default_rng(0)
     gradients = rng.normal(size=(BATCH, DIM)).astype(np.float32)
     for kind in ("uniform", "zipf"):
@@ -160,7 +212,7 @@ def compare(codec: str, rows: int, rounds: int, results: dict[str, Any]) -> None
             weir, fbgemm = times[f"{verb}_weir"], times[f"{verb}_fbgemm"]
             ratios = [b / a for a, b in zip(weir, fbgemm)]
             low, _, high = statistics.quantiles(ratios, n=4)
-            name = f"{verb}_{codec}_{kind}"
+            name = f"{verb}_{codec}_{kind}{suffix}"
             results[f"ratio_{name}"] = round(statistics.median(ratios), 3)
             results[f"quartiles_{name}"] = [round(low, 3), round(high, 3)]
             results[f"million_keys_per_second_{name}"] = round(BATCH / statistics.median(weir) / 1e6, 2)
@@ -171,7 +223,8 @@ def markdown(results: dict[str, Any]) -> str:
     """The dated table."""
     lines = [
         "Machine: {model}, {cores} cores, caches {caches}.".format(**results["machine"]),
-        f"{results['rows']:,} rows, dim {DIM}, batches of {BATCH:,} raw keys, one thread, {results['rounds']} rounds.",
+        f"{results['rows']:,} rows (beside: as said), dim {DIM}, batches of {BATCH:,} raw keys, one thread, "
+        f"{results['rounds']} rounds.",
         "",
         "| | Weir, M keys/s | FBGEMM, M keys/s | ratio | quartiles |",
         "|---|---|---|---|---|",
@@ -181,12 +234,17 @@ def markdown(results: dict[str, Any]) -> str:
         low, high = results[f"quartiles_{name}"]
         ours, peer = results[f"million_keys_per_second_{name}"], results[f"fbgemm_million_keys_per_second_{name}"]
         lines.append(f"| {name.replace('_', ' ')} | {ours} | {peer} | **{results[key]}** | {low} to {high} |")
+    lines += ["", "| computed, per key in no cache | Weir | FBGEMM |", "|---|---|---|"]
+    for key in (key for key in results if key.startswith(("lines_", "pages_")) and "_weir" in key):
+        label = key.replace("_weir", "").replace("_", " ")
+        lines.append(f"| {label} | {results[key]} | {results[key.replace('_weir', '_fbgemm')]} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--beside", type=int, help="a second size, such as 50000000 (takes 8 GB)")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--json", action="store_true", help="one object, last on stdout")
     parser.add_argument("--quick", action="store_true", help="15 rounds: at most three minutes, wider spread")
@@ -196,6 +254,8 @@ def main() -> None:
     results: dict[str, Any] = {"machine": machine(), "rows": arguments.rows, "rounds": rounds}
     for codec in ("fp32", "bf16"):
         compare(codec, arguments.rows, rounds, results)
+    for codec in ("fp32", "bf16") if arguments.beside else ():
+        compare(codec, arguments.beside, rounds, results, f"_at_{arguments.beside}")
     print(markdown(results), file=sys.stderr)
     if arguments.markdown:
         arguments.markdown.write_text("# benchmarks/table.py\n\n" + markdown(results))

@@ -11,11 +11,13 @@ The caller has joined Ray (`ps/session.py`). Calls block; none longer than its s
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import ray
@@ -28,6 +30,7 @@ from ps.client import Client
 from ps.coordinator import Coordinator, Lease
 from ps.coordinator_metrics import coordinator_registry
 from ps.errors import NoClusterError, RequestError, UnavailableError, WeirError, from_wire, to_wire
+from ps.memory_limits import check_limits, thresholds_here
 from ps.metrics import Endpoint
 from ps.options import ClientOptions
 from ps.routing import Routing
@@ -112,7 +115,9 @@ class ShardActor:
         self._shard = shard
         self._incarnation = secrets.randbits(63)
         self._node = ray.util.get_node_ip_address()
-        self._server = ShardServer(host="127.0.0.1" if on_loopback else self._node, port=0)
+        host = "127.0.0.1" if on_loopback else self._node
+        self._server = ShardServer(host=host, port=0, thresholds=partial(thresholds_here, ray=True))
+        gc.freeze()  # as ps/process.py
         self._renewing = threading.Thread(target=self._renew_forever, name="weir-lease", daemon=True)
         self._renewing.start()
 
@@ -203,13 +208,15 @@ def start_cluster(
 
     on_loopback: listen on 127.0.0.1 only, for a Ray of one machine; else on the node's own address.
 
-    Raises RequestError when the name is taken or the nodes cannot hold the shards, UnavailableError when they are not
-    up in time.
+    Raises RequestError when the name is taken, or the nodes cannot hold the shards or their tables' memory limits,
+    UnavailableError when they are not up in time.
     """
     if not 1 <= shards <= spec.num_buckets:
         raise RequestError(f"{shards} shards for {spec.num_buckets} buckets; need 1 to {spec.num_buckets} shards")
     if cluster_exists(name):
         raise RequestError(f"cluster {name!r} runs already; attach to it, or end it with `weir down`")
+    if sum(node["Alive"] for node in ray.nodes()) == 1:  # this one; else each shard checks its own node
+        check_limits(spec, shards, thresholds_here(ray=True))
     deadline = time.monotonic() + start_seconds
     bundle, strategy = _bundle(shards, cpus_per_shard)
     group = placement_group([bundle] * shards, strategy=strategy, name=namespace(name), lifetime="detached")

@@ -232,8 +232,8 @@ class Summary:
     num_clients: Mapping[str, int]
 
 
-def verify(directory: str | Path) -> Summary:
-    """Read every byte of a checkpoint. Raises CheckpointError naming file and byte."""
+def verify(directory: str | Path, visit: Callable[[Record], None] = lambda record: None) -> Summary:
+    """Read every byte of a checkpoint; `visit` gets each record. Raises CheckpointError naming file and byte."""
     manifest = read_manifest(directory)
     rows = dict.fromkeys(manifest.spec.tables, 0)
     slots: dict[str, Counter[int]] = {name: Counter() for name in manifest.spec.tables}
@@ -241,6 +241,7 @@ def verify(directory: str | Path) -> Summary:
     for part in manifest.parts:
         with open_part(manifest.directory / part["file"]) as opened:
             for record in opened.records:
+                visit(record)
                 numbers, counts = np.unique(slot_of(record.keys), return_counts=True)
                 slots[record.table].update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
                 rows[record.table] += len(record.keys)

@@ -5,6 +5,7 @@ replies.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +78,8 @@ def split_part(part: Part, starts: Mapping[str, Offsets], routing: Routing) -> l
 def _envelope(message: pb.Request, part: Part, pool: Pool | None, *sizes: int) -> Envelope:
     """sizes: bytes of the arrays to come. Shared memory is taken where there is a pool and they are worth it."""
     if pool is not None and sum(sizes) >= pool.from_bytes:
-        part.buffer = pool.lease(room_for(*sizes))
+        with suppress(OSError):  # no descriptor or memory left for it: the arrays travel in the message
+            part.buffer = pool.lease(room_for(*sizes))
     return Envelope(message, part.buffer)
 
 

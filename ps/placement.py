@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeAlias
 from ps import control
 from ps.client import Client
 from ps.errors import RequestError, UnavailableError
+from ps.memory_limits import check_limits, thresholds_here
 from ps.options import ClientOptions
 from ps.routing import Routing
 from ps.shard import Shard
@@ -98,11 +99,14 @@ class LocalCluster:
     def __init__(
         self, spec: ClusterSpec, *, shards: int = 1, placement: Placement = "in-process", name: str = "local"
     ) -> None:
-        """Raises RequestError for a number of shards that the buckets do not allow."""
+        """Raises RequestError for a number of shards that the buckets do not allow, or memory limits that the machine
+        does not.
+        """
         if placement not in ("in-process", "process"):
             raise RequestError(f"placement {placement!r} is unknown; known: in-process, process")
         if not 1 <= shards <= spec.num_buckets:
             raise RequestError(f"{shards} shards for {spec.num_buckets} buckets; need 1 to {spec.num_buckets} shards")
+        check_limits(spec, shards, thresholds_here())
         load_modules(spec.psfunc_modules)
         self.spec = spec
         self.name = name

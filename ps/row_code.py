@@ -26,15 +26,17 @@ from ps.errors import RequestError
 
 # What a function may name, by what it is for. values, before, gradient: float32 [dim]; state: float32 [state_dim];
 # payload: float32 [payload_dim]; out: float32 [out_dim]; total: float64 [m]; learning_rate: float32; key: uint64;
-# slot, step: int64.
+# slot, step: int64. SEEN, of tables that keep them, as they were before the call: last_seen: int64, seconds, of the
+# row's last push; shows, clicks: float32, as decayed at last_seen.
+SEEN = ("shows", "clicks", "last_seen")
 ROLES: Mapping[str, tuple[str, ...]] = {
     "init_state": ("values", "state", "learning_rate", "key", "slot"),
-    "update": ("values", "state", "gradient", "learning_rate", "key", "slot", "step"),
-    "sweep": ("values", "state", "learning_rate", "key", "slot", "step"),
+    "update": ("values", "state", "gradient", "learning_rate", "key", "slot", "step", *SEEN),
+    "sweep": ("values", "state", "learning_rate", "key", "slot", "step", *SEEN),
     "rebase_state": ("before", "values", "state", "learning_rate"),
-    "update_row": ("values", "state", "payload", "key", "slot", "step"),
-    "read_row": ("values", "state", "out", "key", "slot"),
-    "fold_row": ("values", "state", "total", "key", "slot"),
+    "update_row": ("values", "state", "payload", "key", "slot", "step", *SEEN),
+    "read_row": ("values", "state", "out", "key", "slot", *SEEN),
+    "fold_row": ("values", "state", "total", "key", "slot", *SEEN),
 }
 DOUBLE = "compiled as float64"
 Float64 = Annotated[float, DOUBLE]  # a field that row functions get as float64; a plain float is a float32 there

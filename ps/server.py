@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
 import grpc
 
 from ps.errors import METADATA_KEY, RequestError, WeirError, to_wire
+from ps.memory_limits import Threshold, thresholds_here
 from ps.metrics import Metrics
 from ps.shard import Shard
 from ps.synchronous import MAX_WORLD
@@ -32,7 +34,8 @@ class ShardServer:
     """A shard that listens. Not assigned yet: the coordinator, or whoever started it, sends Assign.
 
     host: loopback by default; there is no authentication, so bind other interfaces inside a trusted network only. port,
-    metrics_port: 0 takes a free one; metrics_port None opens no endpoint. Raises RequestError for a port in use.
+    metrics_port: 0 takes a free one; metrics_port None opens no endpoint. thresholds: as WorkThread has them. Raises
+    RequestError for a port in use.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class ShardServer:
         metrics_port: int | None = 0,
         capacity: int = DEFAULT_CAPACITY,
         advertised_host: str | None = None,
+        thresholds: Callable[[], Sequence[Threshold]] = thresholds_here,
     ) -> None:
         self.metrics = Metrics()
         self.metrics_address = ""
@@ -71,7 +75,7 @@ class ShardServer:
         self.address = f"{shown}:{self.port}"
         if metrics_port is not None:
             self.metrics_address = f"{shown}:{self.metrics.serve(host, metrics_port)}"
-        self.work = WorkThread(Shard(observe=self.metrics.observe), capacity)
+        self.work = WorkThread(Shard(observe=self.metrics.observe), capacity, thresholds)
         self.metrics.watch(self.work)
         weir_pb2_grpc.add_ShardServicer_to_server(_Servicer(self), self._server)  # type: ignore[no-untyped-call]
         self._server.start()

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Field, SerializeAsAny, WrapValidator, model_validator
 from pydantic_core import PydanticKnownError
 
+from ps.byte_sizes import ByteSize
 from ps.errors import RequestError
 from ps.lifetime import Admission, Always, BySlot, Eviction, Score
 from ps.row_code import Float64
@@ -228,13 +229,15 @@ class SegmentSpec(Spec):
 class TableSpec(Spec):
     """One row layout. Segments keep their order; a row is their values side by side.
 
+    memory_limit_bytes: of this table at each shard, a number or text as 8GiB; at start it must lie below what kills the
+    process (ps/memory_limits.py).
     admission, eviction: which keys earn a row and which rows lose it. score: how shows and clicks are weighed there.
     keep_counts: rows keep shows, clicks and the time of their last push though nothing needs them. when_full: what a
     push with new keys does at the memory limit: raise MemoryLimitError, or make no row for them and count them refused.
     """
 
     segments: dict[str, SegmentSpec] = Field(min_length=1)
-    memory_limit_bytes: int | None = Field(None, gt=0)
+    memory_limit_bytes: Annotated[ByteSize, Field(gt=0)] | None = None
     when_full: Literal["error", "refuse"] = "error"
     admission: Admission = Always()
     eviction: Eviction | None = None

@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from ps import checkpoint
 from ps.errors import CheckpointError, OverloadedError, RequestError, UnavailableError, WrongEpochError
 from ps.holding import Holding
+from ps.memory_limits import Threshold, check_limits, shards_beside, thresholds_here
 from ps.record import Record, layout_digest
 from ps.request import check_request
 from ps.routing import Routing
@@ -37,15 +38,22 @@ T = TypeVar("T")
 
 
 class WorkThread:
-    """Starts the thread of a shard. capacity: messages that may wait before OverloadedError.
+    """Starts the thread of a shard. capacity: messages that may wait before OverloadedError. thresholds: below which
+    the tables' memory limits must lie.
 
     Those that wait for other ranks of a synchronous group do not count.
     """
 
-    def __init__(self, shard: Shard, capacity: int = DEFAULT_CAPACITY) -> None:
+    def __init__(
+        self,
+        shard: Shard,
+        capacity: int = DEFAULT_CAPACITY,
+        thresholds: Callable[[], Sequence[Threshold]] = thresholds_here,
+    ) -> None:
         self.shard = shard
         self.capacity = capacity
         self.num_overloaded = 0
+        self._thresholds = thresholds
         self._mappings = Mappings()
         self._started = time.monotonic()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -79,7 +87,9 @@ class WorkThread:
         return self._submit(lambda answer: self.shard.receive(checked, answer))
 
     def assign(self, request: pb.AssignRequest) -> Future[pb.AssignReply]:
-        """Take a place. Raises RequestError for a spec or routing that cannot be read."""
+        """Take a place. Raises RequestError for a spec or routing that cannot be read, and for memory limits that this
+        node does not allow.
+        """
         try:
             spec = ClusterSpec.model_validate_json(request.cluster_spec)
         except ValidationError as error:
@@ -89,6 +99,8 @@ class WorkThread:
                 f"routing owners take {len(request.routing.owners)} bytes, which is no whole number of int32"
             )
         routing = Routing.from_message(request.routing)
+        if self.shard.holding is None and request.shard < routing.num_shards:
+            check_limits(spec, shards_beside(routing.addresses, request.shard), self._thresholds())
         return self._submit(lambda answer: self.shard.assign(spec, routing, request.shard, answer))
 
     def save(self, directory: str) -> pb.SaveReply:

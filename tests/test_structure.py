@@ -19,12 +19,12 @@ ROOT = Path(__file__).parents[1]
 LEVELS = [
     {
         "words": [
-            "ps.types", "ps.errors", "ps.strict", "ps.lifetime", "ps.row_code", "ps.spec", "ps.user_modules",
-            "ps.wire.weir_pb2", "ps.wire.weir_pb2_grpc",
+            "ps.types", "ps.byte_sizes", "ps.errors", "ps.strict", "ps.lifetime", "ps.row_code", "ps.spec",
+            "ps.user_modules", "ps.wire.weir_pb2", "ps.wire.weir_pb2_grpc",
         ]
     },
     {"kernels": ["ps.storage.kernels"]},
-    {"keys": ["ps.keys", "ps.routing", "ps.thresholds", "ps.wire"]},
+    {"keys": ["ps.keys", "ps.memory_limits", "ps.routing", "ps.thresholds", "ps.wire"]},
     {"storage": ["ps.storage"], "shared memory": ["ps.shared_memory", "ps.envelope"]},
     {"psfuncs": ["ps.psfunc", "ps.psfuncs", "ps.record", "ps.checkpoint", "ps.options"]},
     {"shard": ["ps.applied", "ps.execution", "ps.holding", "ps.request", "ps.schedule", "ps.shard", "ps.synchronous"]},
@@ -40,7 +40,11 @@ LEVELS = [
     {"config": ["workers.config", "workers.metrics"]},
     {"samples": ["workers.samples"], "models": ["workers.models"]},
     {"training": ["workers.training"]},
-    {"command line": ["workers", "workers.cli", "workers.inspect"]},
+    {
+        "command line": [
+            "workers", "workers.cli", "workers.inspect", "workers.planning", "workers.slots", "workers.text",
+        ]
+    },
 ]  # fmt: skip
 
 STRANGERS = [("client", "shard"), ("client", "server")]  # they meet on the wire only

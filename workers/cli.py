@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
-import yaml
 
 from ps.errors import RequestError, WeirError
 from workers.config import load_config
+from workers.text import as_yaml
 from workers.training.runs import InterruptedRunError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -27,6 +27,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a setting, as in data.root=/data")
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+Slots = Annotated[bool, typer.Option("--slots", help="also rows, bytes, norms and coverage of every slot")]
 Local = Annotated[bool, typer.Option("--local", help="shards inside this process; needs no Ray")]
 
 
@@ -58,13 +59,64 @@ def evaluate(
 def inspect(
     path: Annotated[Path, typer.Argument(help="a checkpoint directory", show_default=False)],
     key: Annotated[str | None, typer.Option(help="FIELD=VALUE: show the row of one value", show_default=False)] = None,
+    slots: Slots = False,
     as_json: Json = False,
 ) -> None:
     """What a checkpoint holds: tables, rows, bytes, slots; verifies checksums; or one row."""
     from workers.inspect import inspect as run
+    from workers.slots import shown
 
-    with _answering(as_json) as answer:
-        answer(run(path, key))
+    with _answering(as_json, shown) as answer:
+        answer(run(path, key, slots=slots))
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    requests: Annotated[str, typer.Option(help="samples served a second, as 1e6", show_default=False)],
+    rows: Annotated[list[str] | None, typer.Option(help="N, or TABLE=N for each table", show_default=False)] = None,
+    params: Annotated[
+        list[str] | None, typer.Option(help="instead of --rows: rows x width", show_default=False)
+    ] = None,
+    updates: Annotated[str | None, typer.Option(help="samples trained on a second [as many as requests]")] = None,
+    keys_per_request: Annotated[str | None, typer.Option(help="[one of each keyed field]")] = None,
+    requests_per_call: Annotated[str | None, typer.Option(help="requests whose keys one call carries [1]")] = None,
+    updates_per_call: Annotated[str | None, typer.Option(help="[the recipe's data.batch_size]")] = None,
+    node_memory: Annotated[str | None, typer.Option(help="[256GiB]")] = None,
+    node_cores: Annotated[str | None, typer.Option(help="[32]")] = None,
+    node_network: Annotated[str | None, typer.Option(help="Gbit/s, each way [10]")] = None,
+    load: Annotated[str | None, typer.Option(help="share of cores and network that may be busy [0.5]")] = None,
+    fill: Annotated[str | None, typer.Option(help="share of memory that may be full [0.8]")] = None,
+    replicas: Annotated[str | None, typer.Option(help="further copies of all rows [0]")] = None,
+    figures: Annotated[Path | None, typer.Option(help="measured figures of your machine, see docs/planning.md")] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Memory, shards, nodes, cores, network and checkpoint of a size of job, from measured figures."""
+    from workers.planning.demand import read_options
+    from workers.planning.figures import read_figures
+    from workers.planning.plan import Line, as_answer, as_text
+    from workers.planning.plan import plan as run
+
+    lines: list[Line] = []
+    with _answering(as_json, lambda answer: as_text(lines, answer["figures"])) as answer:
+        recipe, known = load_config(config, overrides or []), read_figures(figures)
+        others = {
+            "requests": requests,
+            "updates": updates,
+            "keys_per_request": keys_per_request,
+            "requests_per_call": requests_per_call,
+            "updates_per_call": updates_per_call,
+            "node_memory": node_memory,
+            "node_cores": node_cores,
+            "node_network": node_network,
+            "load": load,
+            "fill": fill,
+            "replicas": replicas,
+        }
+        demand, nodes = read_options(recipe, rows=rows or [], params=params or [], options=others)
+        lines += run(recipe, demand, nodes, known)
+        answer(as_answer(lines, known))
 
 
 @app.command()
@@ -86,24 +138,29 @@ def down(config: ConfigPath, overrides: Overrides = None, as_json: Json = False)
 
 
 @app.command()
-def status(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
+def status(config: ConfigPath, overrides: Overrides = None, slots: Slots = False, as_json: Json = False) -> None:
     """Shards, rows, bytes, queues of the recipe's long-lived cluster."""
+    from workers.slots import shown, with_live_slots
     from workers.training.cluster import status as run
 
-    with _answering(as_json) as answer:
-        answer(run(load_config(config, overrides or [])))
+    with _answering(as_json, shown) as answer:
+        recipe = load_config(config, overrides or [])
+        answer(with_live_slots(run(recipe), recipe) if slots else run(recipe))
 
 
 @contextmanager
-def _answering(as_json: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A place to put the result; an error becomes one clear line on stderr and the exit status that belongs to it.
+def _answering(
+    as_json: bool, shown: Callable[[dict[str, Any]], str] = as_yaml
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A place to put the result, which `shown` makes text of; an error becomes one clear line on stderr and
+    the exit status that belongs to it.
 
     Whatever else prints, such as Ray's threads, goes to stderr: stdout is the result's.
     """
     stdout = sys.stdout
     with redirect_stdout(sys.stderr):
         try:
-            yield lambda result: _print(result, stdout if as_json else None)
+            yield lambda result: _print(result, shown, stdout if as_json else None)
         except RequestError as error:
             _fail(str(error), 2)
         except InterruptedRunError as error:
@@ -119,21 +176,11 @@ def _fail(message: str, status: int) -> None:
     raise typer.Exit(status)
 
 
-def _print(result: dict[str, Any], json_to: TextIO | None) -> None:
+def _print(result: dict[str, Any], shown: Callable[[dict[str, Any]], str], json_to: TextIO | None) -> None:
     if json_to is not None:
         print(json.dumps(result), file=json_to, flush=True)
-        return
-    text = yaml.safe_dump(_readable(result), sort_keys=False, allow_unicode=True, width=120)
-    print(text, file=sys.stderr, end="")
-
-
-def _readable(value: Any) -> Any:
-    """Floats at six digits, for a person."""
-    if isinstance(value, dict):
-        return {name: _readable(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_readable(each) for each in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    else:
+        print(shown(result), file=sys.stderr, end="")
 
 
 def main() -> None:

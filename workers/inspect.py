@@ -6,27 +6,32 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ps.checkpoint import find_row, verify
+from ps.checkpoint import find_row, read_manifest, verify
 from ps.errors import RequestError
 from ps.keys import hash_texts, pack
 from workers.config import Config
 from workers.config.errors import nearest
+from workers.slots import SLOT_STATISTICS, RecordedSlots, by_name, names_of
 
 CONFIG_FILE = "config.json"
 
 
-def inspect(path: Path, key: str | None = None) -> dict[str, Any]:
-    """The answer of `weir inspect`. key: FIELD=VALUE as the data has it, or a number for a raw key of the only table.
+def inspect(path: Path, key: str | None = None, *, slots: bool = False) -> dict[str, Any]:
+    """The answer of `weir inspect`. key: FIELD=VALUE as the data has it. slots: also the statistics of every slot.
 
     Raises RequestError for a path without a checkpoint, a damaged one, or an unknown field.
     """
-    return _row(path, key) if key else _summary(path)
+    return _row(path, key) if key else _summary(path, slots=slots)
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    found = verify(path)
+def _summary(path: Path, *, slots: bool) -> dict[str, Any]:
     names = _slot_names(path)
-    return {
+    if slots:
+        recorded = RecordedSlots(read_manifest(path).spec)
+        found = verify(path, recorded.add)
+    else:
+        found = verify(path)
+    summary: dict[str, Any] = {
         "checkpoint": str(path),
         "verified": True,
         "bytes": found.num_bytes,
@@ -48,6 +53,9 @@ def _summary(path: Path) -> dict[str, Any]:
             part["file"]: {"bytes": part["bytes"], "crc32": f"{part['crc32']:08x}"} for part in found.manifest.parts
         },
     }
+    if slots:
+        summary[SLOT_STATISTICS] = {table: by_name(each, names) for table, each in recorded.summaries().items()}
+    return summary
 
 
 def _row(path: Path, key: str) -> dict[str, Any]:
@@ -80,4 +88,4 @@ def _config(path: Path) -> Config | None:
 
 def _slot_names(path: Path) -> dict[int, str]:
     config = _config(path)
-    return {} if config is None else {slot: name for name, slot in config.slots().items()}
+    return {} if config is None else names_of(config)

@@ -3,6 +3,7 @@
 from ps.psfuncs.aggregates import Aggregate, Max, Min, Nnz, Nrm2, Size, Sum
 from ps.psfuncs.compiled import FoldRows, ReadRow, UpdateRow
 from ps.psfuncs.rows import Clear, Delete, Evict, Pull, Push, Sweep
+from ps.psfuncs.statistics import SegmentStatistics, SlotStatistics, SlotSummary
 from ps.psfuncs.updates import Fill, Map, RowUpdate, Scale
 
 __all__ = [
@@ -22,7 +23,10 @@ __all__ = [
     "ReadRow",
     "RowUpdate",
     "Scale",
+    "SegmentStatistics",
     "Size",
+    "SlotStatistics",
+    "SlotSummary",
     "Sum",
     "Sweep",
     "UpdateRow",

@@ -5,7 +5,8 @@
     indexes   extents from the top down, with directories and the first few rows of buckets: a bucket that grows gets a
               new one, and the old one goes. As all buckets grow, what is in use is the youngest part of this end, and
               what went is one stretch behind it, so few huge pages are split
-    free      its whole pages given back to the system; neighbours are one
+    free      its whole pages given back to the system; neighbours are one. What it has of pages that are partly in use
+              stays in memory: resident_units counts it
     unit 0    is never given out and stays 0: an empty bucket's index points there
 
 Not thread-safe.
@@ -25,7 +26,8 @@ from ps.errors import MemoryLimitError
 UNIT_WORDS = 64
 UNIT_BYTES = 4 * UNIT_WORDS
 _FLOOR_BYTES = 64 << 20
-_HUGE_ROWS_FROM, _HUGE_INDEXES_FROM = 64 << 20, 16 << 20  # bytes
+_HUGE_ROWS_FROM, _HUGE_INDEXES_FROM = 64 << 20, 24 << 20  # bytes
+_COLLAPSED_AT_ONCE, _COLLAPSED_EVERY = 8 << 20, 1 << 20  # bytes: so much as rows grow by so much; the rest waits
 _MAP_NORESERVE = 0x4000
 _MADV_COLLAPSE = 25  # Linux 6.1; makes huge pages of what was touched before
 
@@ -62,6 +64,12 @@ class Arena:
         self._bottom, self._top = 1, self.num_units  # what lies between was never used, or is free again
         self._free_rows, self._free_indexes = _Free(), _Free()
         self._huge_rows = self._huge_indexes = False
+        self._collapsed, self._next_collapse = 0, _HUGE_ROWS_FROM  # bytes, from the bottom
+
+    @property
+    def resident_units(self) -> int:
+        """Units in use, and free ones on pages that cannot be given back."""
+        return self.used_units + self._free_rows.kept_units + self._free_indexes.kept_units
 
     def room_for(self, units: int) -> bool:
         """Whether extents of so many units in all can be given out."""
@@ -80,10 +88,12 @@ class Arena:
         self.used_units += units
         if not self._huge_rows and self._bottom * UNIT_BYTES >= _HUGE_ROWS_FROM:
             self._huge_rows = True
-            self._advise_huge_pages(0, len(self._map) // 2, self._bottom * UNIT_BYTES)
+            self._advise_huge_pages(0, len(self._map) // 2)
+        if self._collapsed < _HUGE_ROWS_FROM and self._bottom * UNIT_BYTES >= self._next_collapse:
+            self._collapse()
         if not self._huge_indexes and (self.num_units - self._top) * UNIT_BYTES >= _HUGE_INDEXES_FROM:
             self._huge_indexes = True
-            self._advise_huge_pages(len(self._map) // 2, len(self._map) - len(self._map) // 2, 0)
+            self._advise_huge_pages(len(self._map) // 2, len(self._map) - len(self._map) // 2)
         return start
 
     def release(self, start: int, units: int) -> None:
@@ -112,13 +122,20 @@ class Arena:
             self._map.madvise(mmap.MADV_DONTNEED, top, len(self._map) - top)
         self._begin()
 
-    def _advise_huge_pages(self, start: int, length: int, touched: int) -> None:
-        """For a part of the memory, whose first `touched` bytes have pages already."""
+    def _advise_huge_pages(self, start: int, length: int) -> None:
+        """For what of a part of the memory is touched from now on."""
         page = mmap.PAGESIZE
         with contextlib.suppress(OSError):  # a kernel without huge pages is only slower
             self._map.madvise(mmap.MADV_HUGEPAGE, start // page * page, length // page * page)
-            if touched:
-                self._map.madvise(_MADV_COLLAPSE, start, touched // page * page)
+
+    def _collapse(self) -> None:
+        """Huge pages for the next piece of the rows that came before the advice. It copies them, at about a millisecond
+        a megabyte: no request is to wait for all.
+        """
+        with contextlib.suppress(OSError):
+            self._map.madvise(_MADV_COLLAPSE, self._collapsed, _COLLAPSED_AT_ONCE)
+        self._collapsed += _COLLAPSED_AT_ONCE
+        self._next_collapse = self._bottom * UNIT_BYTES + _COLLAPSED_EVERY
 
 
 def _page_of(unit: int) -> int:
@@ -132,9 +149,12 @@ def _page_from(unit: int) -> int:
 
 
 class _Free:
-    """Free extents, [start, end), neighbours merged; the least that fits is used first."""
+    """Free extents, [start, end), neighbours merged; the least that fits is used first. kept_units: those of their
+    units that share a page with what is no part of the extent.
+    """
 
     def __init__(self) -> None:
+        self.kept_units = 0
         self._ends: dict[int, int] = {}  # start -> end
         self._starts: dict[int, int] = {}  # end -> start
         self._by_length: list[tuple[int, int]] = []  # (length, start), ascending
@@ -164,8 +184,14 @@ class _Free:
 
     def _add(self, start: int, end: int) -> None:
         self._ends[start], self._starts[end] = end, start
+        self.kept_units += _units_beside_whole_pages(start, end)
         insort(self._by_length, (end - start, start))
 
     def _remove(self, start: int, end: int) -> None:
         del self._ends[start], self._starts[end]
+        self.kept_units -= _units_beside_whole_pages(start, end)
         del self._by_length[bisect_left(self._by_length, (end - start, start))]
+
+
+def _units_beside_whole_pages(start: int, end: int) -> int:
+    return end - start - max(0, _page_of(end) - _page_from(start)) * mmap.PAGESIZE // UNIT_BYTES

@@ -14,6 +14,8 @@ import numpy as np
 from ps.errors import RequestError, WeirError
 from ps.keys import slot_of
 from ps.row_code import RowCode, place_of
+from ps.storage.kernels.index import PLACE
+from ps.storage.kernels.metadata import read_metadata
 from ps.storage.kernels.row_functions import failed_at
 from ps.storage.reading import decoded
 from ps.types import Floats, Gradients, Keys
@@ -69,9 +71,19 @@ def blame_optimizers(
             if addresses[i] >= 0 and role != "init_state":
                 state[:] = decoded(table, addresses[i : i + 1], name)[1][0]
             given = {"values": rows[i].copy(), "state": state, "learning_rate": rate, "key": keys[i], "step": step}
+            given |= seen_of(table, addresses[i])
             yield given if gradients is None else {**given, "gradient": gradients[i, columns].copy()}
 
     return blame(error, role, [(part.code, segment.optimizer) for part, (_, segment), _ in parts], inputs)
+
+
+def seen_of(table: Table, address: int) -> Inputs:
+    """What the row at an address remembers; zeros where it is -1."""
+    last_seen, counts = np.zeros(1, np.int64), np.zeros((1, 2), np.float32)
+    if address >= 0 and table.spec.keeps_time:
+        at, keeps = np.array([address & PLACE]), table.spec.keeps_counts
+        read_metadata(table.arena.words, table.arena.floats, at, 0, 1.0, keeps, last_seen, counts)
+    return {"shows": counts[0, 0], "clicks": counts[0, 1], "last_seen": int(last_seen[0])}
 
 
 def _call(code: RowCode, owner: object, role: str, given: Inputs) -> None:

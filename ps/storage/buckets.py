@@ -2,7 +2,7 @@
 
 Blocks come in runs that belong to one bucket and grow with it (about a thirty-second of its rows, at most 256 KiB), so
 growth copies no row and a bucket is freed whole; only less than one block is copied when it grows. An index grows
-by 1.2 when it is 4/5 full; where in that cycle a bucket stands is staggered over the buckets, so that they do not
+by 1.15 when it is 82 % full; where in that cycle a bucket stands is staggered over the buckets, so that they do not
 all grow in one push. Where there are late segments, a bucket's full rows and its early ones have blocks of their own,
 and the index is for both. Not thread-safe.
 """
@@ -21,8 +21,8 @@ from ps.storage.kernels import changes, index
 from ps.storage.layout import RowKind, RowLayout
 from ps.types import Keys
 
-_FULL = 0.8
-_GROWTH = 1.2
+_FULL = 0.82
+GROWTH = 1.15
 _LEAST_CAPACITY = 64
 _SPARE_ROOM = 0.1  # part of its room that a bucket may have to spare before rows that went give memory back,
 _SPARE_INDEX = 0.6  # and how small a new index must be against the old one, to be worth building
@@ -58,7 +58,6 @@ class Buckets:
     limit_bytes: int | None
     arena: Arena = field(init=False)
     table: NDArray[np.int64] = field(init=False)
-    _runs: dict[int, list[tuple[int, int]]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         # Freed extents may not fit later requests: address space costs nothing, so there is more of it than memory.
@@ -81,7 +80,7 @@ class Buckets:
 
     @property
     def memory_bytes(self) -> int:
-        return self.arena.used_units * UNIT_BYTES + self.table.nbytes
+        return self.arena.resident_units * UNIT_BYTES + self.table.nbytes
 
     def count(self, keys: Keys, kind: int) -> NDArray[np.int64]:
         """int64 [lines]: how many of the keys belong to each line of a kind; -1: of new rows."""
@@ -115,8 +114,7 @@ class Buckets:
         """Free everything of a bucket."""
         for line in range(bucket, len(self.table), self.num_buckets):
             entry = self.table[line]
-            for start, units in self._runs.pop(line, ()):
-                self.arena.release(start, units)
+            self._release_blocks(line, 0)
             for column, length in ((index.INDEX, index.CAPACITY), (index.DIRECTORY, index.DIRECTORY_CAPACITY)):
                 if entry[length]:
                     self.arena.release(int(entry[column]) // UNIT_WORDS, int(entry[length]) // UNIT_WORDS)
@@ -144,21 +142,24 @@ class Buckets:
         rows, room = int(entry[index.ROWS]), int(entry[index.ROOM])
         if rows > room - _SPARE_ROOM * room or room < kind.block_rows:
             return False
-        runs, surplus = self._runs[line], room // kind.block_rows - -(-rows // kind.block_rows)
-        entry[index.ROOM] -= surplus * kind.block_rows
-        while surplus:
-            start, units = runs.pop()
-            kept = max(0, units - surplus * kind.block_units)
-            if kept:
-                runs.append((start, kept))
-            self.arena.release(start + kept, units - kept)
-            surplus -= (units - kept) // kind.block_units
+        self._release_blocks(line, -(-rows // kind.block_rows))
         return True
+
+    def _release_blocks(self, line: int, kept: int) -> None:
+        """Free a line's blocks but for the first `kept`, run by run."""
+        entry, kind = self.table[line], self._kind(line)
+        room, first = int(entry[index.ROOM]), int(entry[index.DIRECTORY])
+        if 0 < room < kind.block_rows:
+            self.arena.release(int(self.arena.words[first]), _units_of_first_rows(kind, room))
+        elif room > kept * kind.block_rows:
+            starts = self.arena.words[first + kept : first + room // kind.block_rows].astype(np.int64)
+            for run in np.split(starts, np.flatnonzero(np.diff(starts) != kind.block_units) + 1):
+                self.arena.release(int(run[0]), len(run) * kind.block_units)
+        entry[index.ROOM] = kept * kind.block_rows
 
     def clear(self) -> None:
         """Free everything."""
         self.arena.clear()
-        self._runs.clear()
         self.table[:] = 0
 
     def _by_bucket(self, of_lines: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -192,7 +193,7 @@ class Buckets:
         """A run of whole blocks behind the `kept` ones; or, for the first rows, a sixteenth or a quarter of a block."""
         if rows <= kind.block_rows // 4:
             growth.room = max(1, kind.block_rows // (4 if rows > kind.block_rows // 16 else 16))
-            growth.blocks, growth.run_units = 1, -(-growth.room * kind.stride // UNIT_WORDS)
+            growth.blocks, growth.run_units = 1, _units_of_first_rows(kind, growth.room)
             return
         run_bytes = min(rows * kind.row_bytes // 32, _MAX_RUN_BYTES)
         growth.blocks = max(-(-rows // kind.block_rows) - kept, run_bytes // (kind.block_units * UNIT_BYTES))
@@ -200,12 +201,12 @@ class Buckets:
         growth.room = (kept + growth.blocks) * kind.block_rows
 
     def _capacity(self, bucket: int, rows: int) -> int:
-        """The least entry of the bucket's series least * 1.2 ** (bucket / num_buckets + k) that is not full, in whole
+        """The least entry of the bucket's series least * 1.15 ** (bucket / num_buckets + k) that is not full, in whole
         units.
         """
         phase = bucket / self.num_buckets
-        steps: int = math.ceil(math.log(rows / (_FULL * _LEAST_CAPACITY), _GROWTH) - phase)
-        wanted = max(_LEAST_CAPACITY * _GROWTH ** (phase + max(steps, 0)), rows / _FULL)
+        steps: int = math.ceil(math.log(rows / (_FULL * _LEAST_CAPACITY), GROWTH) - phase)
+        wanted = max(_LEAST_CAPACITY * GROWTH ** (phase + max(steps, 0)), rows / _FULL)
         return UNIT_WORDS * int(-(-wanted // UNIT_WORDS))
 
     def _grow(self, growth: _Growth) -> None:
@@ -220,15 +221,13 @@ class Buckets:
             entry[index.DIRECTORY], entry[index.DIRECTORY_CAPACITY] = new, growth.directory
         if growth.blocks:
             lasting = growth.room >= kind.block_rows  # the first few rows move when there are more
-            start, runs = arena.allocate(growth.run_units, lasting=lasting), self._runs.setdefault(growth.line, [])
-            if 0 < entry[index.ROOM] < kind.block_rows:
-                [(old, units)] = runs
+            start, room = arena.allocate(growth.run_units, lasting=lasting), int(entry[index.ROOM])
+            if 0 < room < kind.block_rows:
+                old, units = int(words[entry[index.DIRECTORY]]), _units_of_first_rows(kind, room)
                 length = units * UNIT_WORDS
                 target, source = start * UNIT_WORDS, old * UNIT_WORDS
                 words[target : target + length] = words[source : source + length]
                 arena.release(old, units)
-                runs.clear()
-            runs.append((start, growth.run_units))
             first = int(entry[index.DIRECTORY] + entry[index.ROOM] // kind.block_rows)
             blocks = start + kind.block_units * np.arange(growth.blocks)
             words[first : first + growth.blocks] = blocks.astype(np.uint32)
@@ -245,3 +244,8 @@ class Buckets:
         entry[index.INDEX] = self.arena.allocate(capacity // UNIT_WORDS, lasting=False) * UNIT_WORDS
         entry[index.CAPACITY], entry[index.ROW_BITS] = capacity, capacity.bit_length() + self.layout.has_late
         changes.rebuild(self.arena.words, self.table, bucket, bits, self.layout.kernels.shape)
+
+
+def _units_of_first_rows(kind: RowKind, room: int) -> int:
+    """Arena units of a bucket's first rows, which are fewer than a block."""
+    return -(-room * kind.stride // UNIT_WORDS)

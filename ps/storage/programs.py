@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ps.row_code import RowCode
 from ps.storage.before import restored
-from ps.storage.blame import Inputs, blame
+from ps.storage.blame import Inputs, blame, seen_of
 from ps.storage.kernels import generate
 from ps.storage.reading import blocks_of, decoded
 from ps.types import Keys, Rows, Seen, UniqueKeys
@@ -140,7 +140,7 @@ class Programs:
                 if addresses[at] >= 0:
                     state[:] = decoded(table, addresses[at : at + 1], program.segment)[1][0]
                 own = {"values": values, "state": state, "payload": payload[at].copy(), "out": out[at].copy()}
-                yield {**own, "total": total.copy(), "key": keys[at], "step": step}
+                yield {**own, "total": total.copy(), "key": keys[at], "step": step, **seen_of(table, addresses[at])}
 
             raise blame(error, program.role, [(program.code, program.owner)], inputs) from error
         return counts

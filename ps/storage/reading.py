@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ps.errors import RequestError
 from ps.storage.buckets import EARLY, FULL
 from ps.storage.kernels import index
+from ps.storage.kernels.metadata import SHOWS
 from ps.types import Floats, Keys, Rows
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ ALL = -1  # place of all segments
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive rows of a bucket. Valid until the table changes otherwise than by `write`."""
+    """Consecutive rows of a bucket, all full or all early. Valid until the table changes otherwise than by `write`."""
 
     keys: Keys
     values: Rows  # float32 [k, dim], a copy
@@ -32,6 +33,17 @@ class Block:
     _addresses: NDArray[np.int64]
     _segment: int
     _column: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Of each row, with its key and state."""
+        return self._table._layout.kinds[EARLY if self._addresses[0] >= index.EARLY else FULL].row_bytes
+
+    def counts(self) -> Floats:
+        """float32 [k, 2]: shows and clicks, as decayed when each row was last pushed; [k, 0] where none are kept."""
+        words = SHOWS + np.arange(2 if self._table.spec.keeps_counts else 0)
+        counts: Floats = self._table.arena.floats[(self._addresses & index.PLACE)[:, None] + words]
+        return counts
 
     def write(self, values: Rows) -> int:
         """Store values (float32 [k, dim]), to the nearest codes; returns how many rows were refused as not finite."""

@@ -119,7 +119,9 @@ class Table:
 
     def warm_up(self) -> None:
         """Nothing is compiled after construction; this runs each kernel's code once so that its pages are in memory."""
-        self.pull(np.zeros(1, np.uint64))
+        keys = np.zeros(1, np.uint64)
+        self.pull(keys)
+        bucket_of(keys, self.num_buckets)  # what every message of keys is checked with
 
     def pull(self, keys: Keys, out: Rows | None = None) -> Rows:
         """float32 [n, width]: rows of any keys, duplicates too; initial values where there is none. Writes nothing.
@@ -132,6 +134,13 @@ class Table:
         elif out.shape != (len(keys), self._layout.width) or out.dtype != np.float32 or not out.flags.c_contiguous:
             raise RequestError(f"table {self.name!r}: out is {out.dtype} {out.shape}; the rows are float32 [n, width]")
         self._kernels.pull(*self._memory, keys, self._bits, self._hyper, self._streams, out, *self._workspace)
+        return out
+
+    def initial_values(self, keys: Keys) -> Rows:
+        """float32 [n, width]: what rows of these keys read as before they exist, whether they do or not."""
+        keys, out = np.ascontiguousarray(keys, np.uint64), np.empty((len(keys), self._layout.width), np.float32)
+        memory = (*self._memory[:3], np.zeros((1, index.COLUMNS), np.int64))  # one bucket, without rows
+        self._kernels.pull(*memory, keys, 0, self._hyper, self._streams, out, *self._workspace)
         return out
 
     def push(

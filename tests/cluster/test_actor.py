@@ -11,6 +11,7 @@ import ray
 
 import ps
 from ps import actor, session
+from ps.memory_limits import thresholds_here
 from tests.ps.client.conftest import SPEC, fresh_keys
 
 pytestmark = pytest.mark.cluster
@@ -161,3 +162,18 @@ def test_auto_joins_only_what_ray_start_began(no_ray, monkeypatch, tmp_path):
 def test_a_ray_address_without_a_port(no_ray):
     with pytest.raises(ps.RequestError, match="Ray address 'somewhere' is not host:port"):
         session.open_ray("somewhere")
+
+
+def test_memory_limits_above_what_ray_allows_are_refused_here_or_at_the_shard(ray_session, monkeypatch):
+    limit = int(0.97 * min(each.num_bytes for each in thresholds_here()))
+    segments = SPEC.tables["item"].segments
+    spec = ps.ClusterSpec(tables={"large": ps.TableSpec(segments=segments, memory_limit_bytes=limit)})
+    with pytest.raises(
+        ps.RequestError, match=r"^memory_limit_bytes of table 'large'.*RAY_memory_usage_threshold, 0.95"
+    ):
+        actor.start_cluster(spec, 1, "large")
+    nodes = ray.nodes()
+    monkeypatch.setattr(ray, "nodes", lambda: nodes * 2)  # now it is not known here where the shard will be
+    with pytest.raises(ps.RequestError, match=r"^assign: shard 0 at .*RAY_memory_usage_threshold, 0.95"):
+        actor.start_cluster(spec, 1, "large")
+    assert not actor.cluster_exists("large")

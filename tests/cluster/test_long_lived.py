@@ -53,6 +53,9 @@ def test_a_job_attaches_and_says_what_it_does_with_rows_that_are_there(file, tmp
     first = json.loads(run_here("train", file, "--json").stdout)
     assert_same_bits(first["checkpoint"], whole["checkpoint"])
     assert rows(file) == first["rows"] > 0, "they outlive the job"
+    slots = json.loads(run_here("status", file, "--slots", "--json").stdout)["slot_statistics"]["main"]
+    assert sum(slot["rows"] for slot in slots.values()) == first["rows"]
+    assert {"user", "item"} <= set(slots)
 
     refused = run_here("train", file)
     assert refused.exit_code == 2

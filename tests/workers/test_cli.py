@@ -51,6 +51,15 @@ def test_train_prints_one_json_object_last_then_evaluate_and_inspect_agree(tmp_p
     held = json.loads(weir("inspect", result["checkpoint"], "--json").stdout)
     assert held["tables"]["main"]["rows"] == result["rows"]
     assert set(held["tables"]["main"]["slots"]) == {"user", "item", "hour", "tags"}
+    with_slots = json.loads(weir("inspect", result["checkpoint"], "--slots", "--json").stdout)
+    slots = with_slots.pop("slot_statistics")["main"]
+    assert with_slots == held
+    assert {name: each["rows"] for name, each in slots.items()} == held["tables"]["main"]["slots"]
+    assert 0 < slots["item"]["segments"]["embedding"]["coverage"] <= 1
+    printed = weir("inspect", result["checkpoint"], "--slots").stderr.splitlines()
+    (heading,) = [line for line in printed if line.startswith("slot ")]
+    assert " ".join(heading.split()) == "slot rows share bytes segment norm mean norm max zero coverage"
+    assert len(printed) - printed.index(heading) - 1 == 2 * len(slots)  # two segments
     row = json.loads(weir("inspect", result["checkpoint"], "--key", "hour=3", "--json").stdout)
     assert len(row["values"]["embedding"]) == 4
 
@@ -70,6 +79,14 @@ def test_train_prints_one_json_object_last_then_evaluate_and_inspect_agree(tmp_p
         ),
         ({"tables.main.segments": {"embedding": {"dim": 4}}}, "model deepfm reads a segment 'linear'"),
         ({"cluster.workers.count": 2}, "several workers need Ray"),
+        (
+            {"tables.main.memory_limit_bytes": "8 gigs"},
+            "tables.main.memory_limit_bytes: must be a number of bytes or a size as 8GiB or 500MB",
+        ),
+        (
+            {"tables.main.memory_limit_bytes": "1PiB", "cluster.shards": 2},
+            "memory_limit_bytes of table 'main' 1 PiB: 2 shards on this node may take 2 PiB, above ",
+        ),
         ({"cluster.client": {"cache": {"max_age_steps": 1}}}, "staleness"),
     ],
 )

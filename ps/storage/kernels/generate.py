@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from ps.row_code import ROLES, RowCode, RowField
+from ps.errors import RequestError
+from ps.row_code import ROLES, SEEN, RowCode, RowField, place_of
 from ps.storage.kernels import build, row_functions
 from ps.storage.kernels.index import Shape
 
@@ -92,6 +93,7 @@ def kernels_of(layout: KernelLayout) -> ModuleType:
 
 def program_of(layout: KernelLayout, code: RowCode, role: str) -> ModuleType:
     """The module of templates/program.py for a psfunc's row function and this layout. Raises as `kernels_of`."""
+    _check_seen(code, layout.metadata_words)
     name = row_functions.provide(code, check=layout.check)
     lines = [
         f"import {_table_module(layout)} as table",
@@ -109,12 +111,13 @@ def program_of(layout: KernelLayout, code: RowCode, role: str) -> ModuleType:
 
 
 def _table_module(layout: KernelLayout) -> str:
-    names = [_load(_fill("segment", _segment_text(k, s, layout.check))) for k, s in enumerate(layout.segments)]
+    names = [_load(_fill("segment", _segment_text(k, s, layout))) for k, s in enumerate(layout.segments)]
     return _load(_fill("table", _table_text(layout, names)))
 
 
-def _segment_text(ordinal: int, segment: SegmentLayout, check: bool) -> str:
-    name = row_functions.provide(segment.code, check=check)
+def _segment_text(ordinal: int, segment: SegmentLayout, layout: KernelLayout) -> str:
+    _check_seen(segment.code, layout.metadata_words)
+    name = row_functions.provide(segment.code, check=layout.check)
     lines = [
         f"from {_KERNELS}.codecs import {segment.codec} as codec",
         f"from {_KERNELS}.codecs import {segment.state_codec} as state_codec",
@@ -135,8 +138,21 @@ def _segment_text(ordinal: int, segment: SegmentLayout, check: bool) -> str:
         "STATE_COLUMN": segment.state_column,
         "SCRATCH": segment.scratch,
         "HYPER": segment.hyper,
+        "METADATA_WORDS": layout.metadata_words,
     }
     return "\n".join([*lines, *(f"{name} = {value}" for name, value in constants.items())])
+
+
+def _check_seen(code: RowCode, metadata_words: int) -> None:
+    """Raise RequestError where a function names what the rows do not remember."""
+    kept = {0: (), 1: ("last_seen",), 3: SEEN}[metadata_words]
+    for role, function in code.functions.items():
+        for name in code.names(role):
+            if name in SEEN and name not in kept:
+                raise RequestError(
+                    f"{code.what}: {role} at {place_of(function)} names {name!r}, which rows of the table do not "
+                    "keep; set keep_counts: true"
+                )
 
 
 def _fields_text(fields: tuple[RowField, ...], first: int) -> list[str]:
@@ -165,7 +181,7 @@ def _function_text(code: RowCode, role: str, name: str, inputs: Iterable[str]) -
     return [f"function_{role} = functions[{role!r}]", *lines, call]
 
 
-_PROGRAM_INPUTS = ("values", "state", "payload", "out", "total", "key", "step")
+_PROGRAM_INPUTS = ("values", "state", "payload", "out", "total", "key", "step", *SEEN)
 _ZEROS = ["    for j in range(state.shape[0]):", "        state[j] = np.float32(0)"]
 
 
@@ -196,8 +212,7 @@ def _table_text(layout: KernelLayout, modules: list[str]) -> str:
         f"WIDTH = {sum(s.dim for s in layout.segments)}",
         f"SCRATCH = {sum(s.dim + s.state_dim for s in layout.segments)}",
         f"MAY_RAISE = {layout.may_raise}",
-        f"KEEPS_TIME = {layout.metadata_words > 0}",
-        f"KEEPS_COUNTS = {layout.metadata_words > 1}",
+        f"METADATA_WORDS = {layout.metadata_words}",
     ]
     for name, arguments, selects, join in _ROW_FUNCTIONS:
         lines += ["@inlined", f"def {name}_row({'segment, ' if selects else ''}{arguments}):"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from ps.storage.kernels.build import array, inlined, readonly_array, typed_kernel
 from ps.storage.kernels.index import PLACE
-from ps.storage.kernels.views import borrow
+from ps.storage.kernels.views import bits_of, borrow
 
 LAST_SEEN, SHOWS, CLICKS = 2, 3, 4  # words from the start of a row
 DAY = 86_400
@@ -47,6 +47,17 @@ def touch_time(words, address, now):
     """A push at time `now`."""
     if now > np.int64(words[address + LAST_SEEN]):
         words[address + LAST_SEEN] = np.uint32(now)
+
+
+@inlined
+def metadata_of(floats, address, metadata_words):
+    """shows, clicks (float32) and last_seen (int64) of a row; 0 what its table does not keep."""
+    shows, clicks, last_seen = np.float32(0), np.float32(0), np.int64(0)
+    if metadata_words > 0:
+        last_seen = np.int64(bits_of(floats[address + LAST_SEEN]))
+    if metadata_words > 1:
+        shows, clicks = floats[address + SHOWS], floats[address + CLICKS]
+    return shows, clicks, last_seen
 
 
 @typed_kernel(

@@ -2,6 +2,7 @@
 memory cannot be shared or a shard answers too late.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -50,6 +51,22 @@ def test_small_messages_are_sent_as_bytes(shards):
         assert client.stats()["bytes_shared"] == 0
         client.pull("user", fresh_keys(20_000))
         assert client.stats()["bytes_shared"] >= 20_000 * (8 + 16)
+
+
+def test_without_a_descriptor_left_bytes_travel(shards, monkeypatch):
+    keys = fresh_keys(100)
+
+    def refuse(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with open_client(shards, 0) as client:
+        monkeypatch.setattr("ps.shared_memory.os.memfd_create", refuse)
+        client.push("user", keys, np.ones((100, 4), np.float32), step=1).wait()
+        assert client.pull("user", keys).shape == (100, 4)
+        assert client.stats()["bytes_shared"] == 0
+        monkeypatch.undo()
+        client.pull("user", keys)
+        assert client.stats()["bytes_shared"] > 0
 
 
 def test_a_shard_that_cannot_reach_the_memory_gets_bytes(shards, monkeypatch):

@@ -11,6 +11,7 @@ from ps.keys import bucket_of
 from ps.spec import TableSpec
 from ps.storage.layout import layout_of, learning_rates_of
 from ps.storage.table import Table
+from ps.types import Seen
 from tests.ps.storage.late_oracle import NEVER, SPEC, LateOracle
 from tests.ps.storage.test_table import LAST, gradients, same
 
@@ -282,3 +283,38 @@ def test_specs_that_make_no_sense(late, message):
         TableSpec.model_validate({"segments": segments})
     assert SPEC.late == NEVER
     assert SPEC.keeps_counts
+
+
+def test_a_row_gets_its_late_segments_at_the_push_that_brings_its_score():
+    """That push's gradient of them is dropped, and so it is where a new row has the score at once."""
+    spec = TableSpec.model_validate(
+        {
+            "segments": {
+                "linear": {"dim": 1, "optimizer": {"name": "sgd", "learning_rate": 1}},
+                "embedding": {"dim": 2, "late": 2.5, "optimizer": {"name": "sgd", "learning_rate": 1}},
+            },
+            "score": {"show": 0.5, "click": 2, "decay": 0.5},
+        }
+    )
+    table, keys, day = Table("t", spec, seed=0, num_buckets=4), np.arange(300, dtype=np.uint64), 86_400
+    ones, rates = np.ones((300, 3), np.float32), np.ones(2, np.float32)
+
+    def push(some, shows, clicks, at, step=1):
+        counts = np.tile(np.array([shows, clicks], np.float32), (len(some), 1))
+        table.push(some, ones[: len(some)], step=step, learning_rates=rates, seen=Seen(at, counts))
+
+    push(keys, 2, 0, day)  # 1.0
+    assert table.num_early == 300
+    push(keys[:100], 2, 1, day)  # 0.5 * 3 + 2 = 3.5
+    assert table.num_early == 200
+    np.testing.assert_array_equal(table.pull(keys[:100]), np.tile(np.array([-2, 0, 0], np.float32), (100, 1)))
+    push(keys[:100], 1, 0, day)
+    np.testing.assert_array_equal(table.pull(keys[:100]), np.tile(np.array([-3, -1, -1], np.float32), (100, 1)))
+    push(keys[100:200], 3, 0, 2 * day)  # 1.0 halved, and 1.5
+    assert table.num_early == 200
+    push(keys[200:], 3, 0, day)  # 1.0 and 1.5
+    assert table.num_early == 100
+    new = keys + np.uint64(1000)
+    push(new, 9, 0, day)
+    assert (table.num_early, table.num_rows) == (100, 600)
+    np.testing.assert_array_equal(table.pull(new), np.tile(np.array([-1, 0, 0], np.float32), (300, 1)))

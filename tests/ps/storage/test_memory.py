@@ -1,7 +1,5 @@
 """What a table costs, what it gives back, and what happens at its limit."""
 
-import mmap
-
 import numpy as np
 import pytest
 
@@ -10,6 +8,7 @@ from ps.keys import bucket_of
 from ps.spec import TableSpec
 from ps.storage.arena import Arena
 from ps.storage.table import Table
+from tests.ps.storage.resident import resident_bytes
 
 MIB = 1 << 20
 ONE = np.ones(1, np.float32)
@@ -29,11 +28,6 @@ def fill(table, first, count, step=1):
     return table.push(keys, np.ones((count, width), np.float32), step=step, learning_rates=ONE)
 
 
-def resident_kib():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * mmap.PAGESIZE // 1024
-
-
 def test_small_tables_are_small():
     table = table_of()
     assert table.memory_bytes <= MIB
@@ -47,9 +41,9 @@ def test_small_tables_are_small():
 
 def test_an_empty_table_touches_little_memory():
     table_of()  # its kernels are loaded
-    before = resident_kib()
+    before = resident_bytes()
     tables = [table_of() for _ in range(20)]
-    assert resident_kib() - before < 20 * 1024
+    assert resident_bytes() - before < 20 * MIB
     assert len(tables) == 20
 
 
@@ -118,12 +112,15 @@ def test_extents_do_not_overlap_and_all_memory_comes_back():
             arena.words[start * 64 : (start + units) * 64] = round_
             live[start] = (units, round_)
         assert arena.used_units == 1 + sum(units for units, _ in live.values())
+        if round_ % 100 == 0:  # resident: every page that has something in use, but for what was never given out
+            touched = {0} | {unit // 16 for start, (units, _) in live.items() for unit in range(start, start + units)}
+            assert 0 <= 16 * len(touched) - arena.resident_units < 2 * 16
     for start, (units, mark) in live.items():
         assert (arena.words[start * 64 : (start + units) * 64] == mark).all()
     assert arena.words[0] == 0
     for start, (units, _) in live.items():
         arena.release(start, units)
-    assert arena.used_units == 1
+    assert arena.used_units == arena.resident_units == 1
     assert arena.room_for(arena.num_units - 1)
     assert not arena.words[1024:].any()  # pages that were given back are zeros again; the first has unit 0
 

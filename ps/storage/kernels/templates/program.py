@@ -12,6 +12,7 @@ import numpy as np
 
 from ps.storage.kernels.build import array, inlined, readonly_array, typed_kernel
 from ps.storage.kernels.index import ADDRESSES, KEYS, WORDS
+from ps.storage.kernels.metadata import metadata_of
 from ps.storage.kernels.views import bits_of, borrow, part
 
 # layout
@@ -26,7 +27,7 @@ def fields_of(hyper):
 
 
 @inlined
-def run_row(hyper, values, state, payload, out, total, key, step):
+def run_row(hyper, values, state, payload, out, total, key, step, shows, clicks, last_seen):
     for j in range(values.shape[0]):
         values[j] *= fields_of(hyper).factor
 
@@ -143,7 +144,10 @@ def run(
         if address >= 0:
             _load(segment, floats, halves, address, column, state_column, room, room_of_state)
         payload_row = part(payload, i * payload.shape[1], payload.shape[1])
-        run_row(args, chosen, chosen_state, payload_row, part(out, i * out.shape[1], out.shape[1]), total, key, step)
+        out_row = part(out, i * out.shape[1], out.shape[1])
+        kept = table.METADATA_WORDS if address >= 0 else 0
+        shows, clicks, last_seen = metadata_of(floats, table.place_of(address, table.SHAPE), kept)
+        run_row(args, chosen, chosen_state, payload_row, out_row, total, key, step, shows, clicks, last_seen)
         if UPDATES:
             if table.is_early(address):
                 table.forget_late_row(segment, room, -column, room_of_state, -state_column)

@@ -5,6 +5,7 @@ from collections import namedtuple
 import numpy as np
 
 from ps.storage.kernels.build import inlined
+from ps.storage.kernels.metadata import metadata_of
 from ps.storage.kernels.views import bits_of, part
 
 # layout
@@ -26,13 +27,13 @@ def init_state(hyper, values, state, learning_rate, key):
 
 
 @inlined
-def update(hyper, values, state, gradient, learning_rate, key, step):
+def update(hyper, values, state, gradient, learning_rate, key, step, shows, clicks, last_seen):
     for j in range(values.shape[0]):
         values[j] -= learning_rate * (gradient[j] + fields_of(hyper).l2 * values[j])
 
 
 @inlined
-def sweep(hyper, values, state, learning_rate, key, step):
+def sweep(hyper, values, state, learning_rate, key, step, shows, clicks, last_seen):
     pass
 
 
@@ -50,6 +51,7 @@ STATE_COLUMN = 0  # of the segment's first float in the decoded state of a row
 STATE_WORD = 6  # words from the start of the row to the codes of the state
 SCRATCH = 0  # place of values and state in the scratch of a row
 HYPER = 0  # place in `hyper` of the initializer's parameter; the optimizer's fields follow
+METADATA_WORDS = 0  # of a row, behind its key
 # end of layout
 
 INITIAL_STREAM, ROUNDING_STREAM, STATE_STREAM = 3 * ORDINAL, 3 * ORDINAL + 1, 3 * ORDINAL + 2
@@ -131,7 +133,9 @@ def stage(floats, halves, address, key, gradients, base, learning_rates, hyper, 
     """Decode, apply the gradient gradients[base + COLUMN ...] on scratch; returns _greatest."""
     _load(floats, halves, address, scratch)
     values, state = part(scratch, SCRATCH, DIM), part(scratch, SCRATCH + DIM, STATE_DIM)
-    update(hyper, values, state, part(gradients, base + COLUMN, DIM), learning_rates[ORDINAL], key, step)
+    gradient = part(gradients, base + COLUMN, DIM)
+    shows, clicks, last_seen = metadata_of(floats, address, METADATA_WORDS)
+    update(hyper, values, state, gradient, learning_rates[ORDINAL], key, step, shows, clicks, last_seen)
     return _greatest(scratch)
 
 
@@ -140,7 +144,8 @@ def stage_sweep(floats, halves, address, key, learning_rates, hyper, step, scrat
     """As `stage`, for the table-wide update."""
     _load(floats, halves, address, scratch)
     values, state = part(scratch, SCRATCH, DIM), part(scratch, SCRATCH + DIM, STATE_DIM)
-    sweep(hyper, values, state, learning_rates[ORDINAL], key, step)
+    shows, clicks, last_seen = metadata_of(floats, address, METADATA_WORDS)
+    sweep(hyper, values, state, learning_rates[ORDINAL], key, step, shows, clicks, last_seen)
     return _greatest(scratch)
 
 

@@ -32,8 +32,7 @@ SHAPE = Shape(block_shift=6, stride=10, early_shift=0, early_stride=0)
 WIDTH = 4  # floats of a decoded row
 SCRATCH = 8  # floats of all values and states
 MAY_RAISE = False  # a row function is a user's: push remembers what rows were, so that they can be put back
-KEEPS_TIME = False  # rows remember their last push, and
-KEEPS_COUNTS = False  # shows and clicks
+METADATA_WORDS = 0  # of a row, behind its key
 
 
 @inlined
@@ -233,7 +232,7 @@ def push(
 ):
     """Update the rows that exist; missing [n]: places of the keys without a row. Returns how many those are.
 
-    seen: [n, 2], shows and clicks of each key, where KEEPS_COUNTS; now: event time in seconds; score: as
+    seen: [n, 2], shows and clicks of each key, where rows keep them; now: event time in seconds; score: as
     layout.score_of. The last counts[RIPE] of `missing` are places of early rows that have reached the score.
     Where MAY_RAISE, the first counts[REMEMBERED] of `before` and `before_addresses` are what rows were, and counts[AT]
     is the key at work.
@@ -259,13 +258,13 @@ def push(
             if MAY_RAISE:
                 _remember(words, address, before, before_addresses, counts[REMEMBERED])
                 counts[REMEMBERED] += 1
-            if KEEPS_COUNTS:
+            if METADATA_WORDS > 1:
                 shows, clicks = seen[start + i, 0], seen[start + i, 1]
                 reached = touch(words, floats, place_of(address, SHAPE), shows, clicks, now, score)
                 if SHAPE.early_stride and address >= EARLY and reached >= score[3]:
                     counts[RIPE] += 1
                     missing[missing.shape[0] - counts[RIPE]] = start + i
-            elif KEEPS_TIME:
+            elif METADATA_WORDS:
                 touch_time(words, place_of(address, SHAPE), now)
             if greatest >= INFINITE:
                 counts[NONFINITE] += 1
