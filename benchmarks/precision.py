@@ -34,6 +34,7 @@ RECIPE = Path(__file__).parent.parent / "configs" / "generated_precision.yaml"
 TABLE, EMBEDDING = "tables.main", "tables.main.segments.embedding"
 SKETCH_BYTES = 1 << 19
 COUNT = f"{TABLE}.admission={{name: count, threshold: 2, sketch_bytes: {SKETCH_BYTES}}}"
+BY_SHOWS = f"{TABLE}.score={{show: 1, click: 1, decay: 1}}"  # else the default: 0.1 a show, 1 a click, 0.98 a day
 VARIANTS: dict[str, tuple[str, ...]] = {
     "fp32": (),
     "bf16": (f"{EMBEDDING}.codec=bf16",),
@@ -42,8 +43,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "bf16, state bf16": (f"{EMBEDDING}.codec=bf16", f"{EMBEDDING}.state_codec=bf16"),
     "int8, state bf16": (f"{EMBEDDING}.codec=int8", f"{EMBEDDING}.state_codec=bf16"),
     "admission 2": (COUNT,),
-    "late 1": (f"{EMBEDDING}.late=1.0",),
-    "admission 2, late 1": (COUNT, f"{EMBEDDING}.late=1.0"),
+    "late, score 1": (f"{EMBEDDING}.late=1.0",),
+    "admission 2, late, score 1": (COUNT, f"{EMBEDDING}.late=1.0"),
+    "late, show 1": (BY_SHOWS, f"{EMBEDDING}.late=1.0"),
+    "late, show 2": (BY_SHOWS, f"{EMBEDDING}.late=2.0"),
+    "late, show 4": (BY_SHOWS, f"{EMBEDDING}.late=4.0"),
 }
 
 
