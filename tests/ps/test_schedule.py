@@ -67,6 +67,19 @@ def test_a_read_does_not_slip_past_a_job_that_waits_to_be_alone():
     assert found == "u0 u1 u2 u. w0 w. a0 a. r0 r."
 
 
+def test_a_yielding_job_lets_updates_run_between_its_slices():
+    found = trace(("e", "yielding", 4), ("u", "update", 1), ("r", "read", 1), ("w", "update", 1))
+    assert found == "e0 e1 u0 u. e2 r0 r. e3 e. w0 w."
+
+
+def test_a_yielding_job_stands_still_while_an_update_is_suspended():
+    """A save is an update: what it writes is one cut."""
+    found = trace(("e", "yielding", 3), ("s", "update", 3), ("a", "alone", 1))
+    start, end = found.index("s0"), found.index("s.")
+    assert "e" not in found[start:end]
+    assert found.endswith("a0 a.")
+
+
 def test_an_error_belongs_to_its_job():
     schedule, outcomes = Schedule(steps(), 0.5), []
 
@@ -86,7 +99,7 @@ def test_an_error_belongs_to_its_job():
     assert schedule.num_jobs == 0
 
 
-jobs = st.lists(st.tuples(st.sampled_from(["read", "update", "alone"]), st.integers(1, 4), st.booleans()), max_size=12)
+jobs = st.lists(st.tuples(st.sampled_from(["read", "update", "yielding", "alone"]), st.integers(1, 4), st.booleans()), max_size=12)
 
 
 @given(jobs)
@@ -105,5 +118,5 @@ def test_every_job_ends_and_the_rules_hold(events):
     assert made.schedule.num_jobs == 0
     ended = [int(event[:-2]) for event in made.events if event.endswith(".")]
     assert sorted(ended) == list(range(len(events)))
-    writers = [number for number in ended if events[number][0] != "read"]
+    writers = [number for number in ended if events[number][0] in ("update", "alone")]
     assert writers == sorted(writers)
