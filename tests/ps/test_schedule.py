@@ -99,7 +99,9 @@ def test_an_error_belongs_to_its_job():
     assert schedule.num_jobs == 0
 
 
-jobs = st.lists(st.tuples(st.sampled_from(["read", "update", "yielding", "alone"]), st.integers(1, 4), st.booleans()), max_size=12)
+jobs = st.lists(
+    st.tuples(st.sampled_from(["read", "update", "yielding", "alone"]), st.integers(1, 4), st.booleans()), max_size=12
+)
 
 
 @given(jobs)
