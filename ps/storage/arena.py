@@ -77,7 +77,9 @@ class Arena:
 
     def allocate(self, units: int, *, lasting: bool = True) -> int:
         """Start of a new extent, contents undefined. The caller has asked `room_for`."""
-        start = (self._free_rows if lasting else self._free_indexes).take(units)
+        # An index in a hole would lie in small pages: the huge ones around it were split when its part was given back.
+        avoids_holes = self._huge_indexes and 2 * (self._top - self._bottom - units) > self.num_units
+        start = self._free_rows.take(units) if lasting else None if avoids_holes else self._free_indexes.take(units)
         if start is None:
             if self._bottom + units > self._top:
                 raise MemoryLimitError(f"the {self.num_units * UNIT_BYTES >> 20} MiB reserved for a table are used up")

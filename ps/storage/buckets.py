@@ -61,7 +61,7 @@ class Buckets:
 
     def __post_init__(self) -> None:
         # Freed extents may not fit later requests: address space costs nothing, so there is more of it than memory.
-        self.arena = Arena(2 * self.limit_bytes if self.limit_bytes else None)
+        self.arena = Arena(8 * self.limit_bytes if self.limit_bytes else None)
         self.table = np.zeros((len(self.layout.kinds) * self.num_buckets, index.COLUMNS), np.int64)
 
     @property
