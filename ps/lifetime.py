@@ -15,6 +15,7 @@ from ps.strict import Spec
 
 _SKETCH_BYTES = 16 << 20
 _MAX_SLOT = 4095
+_MAX_THRESHOLD = 4096
 
 
 SlotName = Annotated[int | str, Field(union_mode="left_to_right")]  # a slot, or the field of a training configuration
@@ -70,8 +71,16 @@ class Sketched(BySlot):
     sketch is full, all that it holds is halved. slots: thresholds of single slots.
     """
 
-    threshold: float = Field(gt=0, le=4096)
+    threshold: float = Field(gt=0, le=_MAX_THRESHOLD)
     sketch_bytes: int = Field(_SKETCH_BYTES, ge=1 << 12, le=1 << 40)  # of the whole table, over all shards
+
+    @model_validator(mode="after")
+    def _counters_reach(self) -> Self:
+        # All thresholds share one scale of 16-bit counters: a greater one would round the others away.
+        for slot, threshold in self.slots.items():
+            if threshold > _MAX_THRESHOLD:
+                raise ValueError(f"slots.{slot}: a threshold is at most {_MAX_THRESHOLD}, found {threshold:g}")
+        return self
 
 
 class ByCount(Sketched):

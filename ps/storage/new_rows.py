@@ -30,8 +30,8 @@ class NewRows:
         table = self._table
         kind = table._layout.kinds[_NEW]
         rows, block_bytes = table.num_rows + num_keys, 256 * kind.block_units
-        # New rows, a sixteenth more in runs, 16 bytes a row for new indexes and directories, and a least size per
-        # bucket.
+        # Generously: new rows, a sixteenth more in runs, 16 bytes a row for new indexes and directories, and a least
+        # size per bucket.
         worst = num_keys * kind.row_bytes + rows * kind.row_bytes // 16 + 16 * rows
         worst += min(num_keys, table.num_buckets) * (2 * block_bytes + 2048)
         limit, buckets = table._buckets.limit_bytes, table._buckets

@@ -137,6 +137,7 @@ def test_mistakes(client):
         ({"eviction": {"when_full": "oldest"}}, "memory_limit_bytes"),
         ({"eviction": {"min_norm": 1, "norm_segment": "x"}}, "no segment 'x'"),
         ({"admission": {"name": "count", "threshold": 0}}, "threshold"),
+        ({"admission": {"name": "count", "threshold": 2, "slots": {3: 1e9}}}, "slots.3: a threshold is at most 4096"),
     ]:
         with pytest.raises(ValueError, match=text):
             table(**options)
