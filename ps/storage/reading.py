@@ -49,6 +49,7 @@ class Block:
         """Store values (float32 [k, dim]), to the nearest codes; returns how many rows were refused as not finite."""
         if values.shape != self.values.shape:
             raise RequestError(f"values {values.shape} for a block of {self.values.shape}")
+        self._table.watchers.changing(self.keys)
         return self._table._overwrite(self._addresses, self._segment, self._column, values)
 
 
