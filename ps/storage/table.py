@@ -28,11 +28,10 @@ from ps.storage.kernels import changes, generate, index
 from ps.storage.kernels.images import read_images, write_images
 from ps.storage.late import LateSegments
 from ps.storage.new_rows import NewRows
+from ps.storage.passes import Passes
 from ps.storage.programs import Programs
 from ps.storage.reading import ALL, Block, blocks_of, decoded, rows_of
 from ps.types import NOTHING_SEEN, Floats, Gradients, Images, Keys, Rows, Seen, UniqueKeys
-
-_AT, _REMEMBERED, _RIPE = 3, 4, 5  # of the counts of a push
 
 
 class PushCounts(NamedTuple):
@@ -164,36 +163,10 @@ class Table:
             raise RequestError(
                 f"table {self.name!r}: gradients {gradients.shape} for {len(keys)} keys of width {self._layout.width}"
             )
-        chosen = None
-        if not self.new_rows.surely_fit(len(keys)):
-            chosen = self.new_rows.admitted(keys, np.flatnonzero(self._locate(keys)[0] < 0), shown, step)
-        missing, counts, fresh = np.empty(len(keys), np.int64), np.zeros(6, np.int64), keys[:0]
-        places = (missing, counts, *self._before.room(len(keys)))
-        arguments = (self._bits, rates, self._hyper, self._streams, step, *places)
-        rest = (seen.event_time, self._score, *self._workspace)
-        pushed, sent, ripe = keys, gradients, keys[:0]
-        try:
-            absent = self._kernels.push(*self._memory, keys, gradients, *arguments, shown, *rest)
-            ripe = pushed[missing[len(missing) - counts[_RIPE] :]]
-            if absent:
-                counts[_RIPE] = 0
-                if chosen is None:
-                    chosen = self.new_rows.admitted(keys, missing[:absent].copy(), shown, step)
-                self.new_rows.create(keys[chosen], rates, seen.event_time)
-                pushed, sent, fresh = keys[chosen], gradients[chosen], keys[chosen]
-                shown = shown[chosen] if len(shown) else shown
-                self._kernels.push(*self._memory, pushed, sent, *arguments, shown, *rest)
-                ripe = np.concatenate([ripe, pushed[missing[len(missing) - counts[_RIPE] :]]])
-            self.late.ripen(ripe, rates)
-        except Exception as error:
-            if not self._layout.kernels.may_raise:
-                raise
-            self._before.put_back(self._memory[0], int(counts[_REMEMBERED]))
-            self.new_rows.take_back(fresh)
-            at = slice(counts[_AT], counts[_AT] + 1)
-            raise blame_optimizers(self, error, "update", pushed[at], rates, step, sent[at]) from error
-        self.created += len(fresh)
-        return self._counted(counts[:3], len(fresh), absent - len(fresh))
+        passes = Passes(self, keys, gradients, shown, rates=rates, step=step, event_time=seen.event_time)
+        counts, created, refused = passes.apply()
+        self.created += created
+        return self._counted(counts, created, refused)
 
     def promote(self, keys: UniqueKeys, learning_rates: Floats | None = None) -> int:
         """Give the early rows among those of `keys` their late segments, as initial; returns how many rows got them.
