@@ -47,7 +47,8 @@ class PushCounts(NamedTuple):
 
 class Table:
     """One table, or the part of it in this process. Counters, of rows or elements so far: saturated, nonfinite,
-    created, deleted, evicted, refused (keys that were not admitted), turned_away (keys that found no room).
+    created, deleted, evicted, refused (keys that were not admitted), turned_away (keys that found no room for a row or
+    for its late segments).
     """
 
     def __init__(self, name: str, spec: TableSpec, *, seed: int, num_buckets: int, check: bool = False) -> None:
@@ -152,7 +153,8 @@ class Table:
         seen: Seen = NOTHING_SEEN,
     ) -> PushCounts:
         """Apply one gradient (float32 [n, width]) to the row of each key, creating it where there is none and the key
-        is admitted; the gradient of one that is not is dropped.
+        is admitted; the gradient of one that is not is dropped. An early row that reaches the score gets its late
+        segments first, as initial; where there is no room for them it stays early, counted as turned away.
 
         learning_rates: float32 [num_segments]. Keys are unique; grouped by bucket is fastest. Raises RequestError for
         shapes that do not fit, MemoryLimitError when there is no room for new rows; both before any row is written.
