@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         ExpiredError,
         MemoryLimitError,
         NonFiniteError,
+        NotAllowedError,
         OverloadedError,
         RequestError,
         RowsLostError,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     )
     from ps.rounds import Future
     from ps.row_code import Float64
+    from ps.security import Limits, SecurityOptions, TlsOptions
     from ps.spec import (
         FTRL,
         SGD,
@@ -92,6 +94,7 @@ __all__ = [
     "FoldRows",
     "Future",
     "GroupOptions",
+    "Limits",
     "LocalCluster",
     "Lookup",
     "Map",
@@ -101,6 +104,7 @@ __all__ = [
     "Nnz",
     "NonFiniteError",
     "Normal",
+    "NotAllowedError",
     "Nrm2",
     "OverloadedError",
     "Psfunc",
@@ -113,6 +117,7 @@ __all__ = [
     "RowsLostError",
     "Scale",
     "Score",
+    "SecurityOptions",
     "SegmentSpec",
     "SegmentStatistics",
     "Size",
@@ -121,6 +126,7 @@ __all__ = [
     "Sum",
     "TableSpec",
     "Task",
+    "TlsOptions",
     "UnavailableError",
     "Uniform",
     "UpdateRow",
@@ -140,6 +146,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
         "ExpiredError",
         "MemoryLimitError",
         "NonFiniteError",
+        "NotAllowedError",
         "OverloadedError",
         "RequestError",
         "RowsLostError",
@@ -175,6 +182,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     ),
     "ps.row_code": ("Float64",),
     "ps.rounds": ("Future",),
+    "ps.security": ("Limits", "SecurityOptions", "TlsOptions"),
     "ps.spec": (
         "AdaGrad",
         "Adam",

@@ -34,7 +34,9 @@ from ps.memory_limits import check_limits, thresholds_here
 from ps.metrics import Endpoint
 from ps.options import ClientOptions
 from ps.routing import Routing
+from ps.security import SecurityOptions, warn_if_open
 from ps.server import ShardServer
+from ps.session import free_resources, room_for_shards
 from ps.spec import ClusterSpec
 from ps.transport import GrpcTransport
 from ps.user_modules import load_modules
@@ -110,13 +112,14 @@ class CoordinatorActor:
 class ShardActor:
     """A shard's gRPC server in a process of its own, and the thread that renews its lease."""
 
-    def __init__(self, name: str, shard: int, on_loopback: bool = False) -> None:
+    def __init__(self, name: str, shard: int, on_loopback: bool = False, security_json: str = "{}") -> None:
         self._name = name
         self._shard = shard
         self._incarnation = secrets.randbits(63)
         self._node = ray.util.get_node_ip_address()
         host = "127.0.0.1" if on_loopback else self._node
-        self._server = ShardServer(host=host, port=0, thresholds=partial(thresholds_here, ray=True))
+        security = SecurityOptions.model_validate_json(security_json)
+        self._server = ShardServer(host=host, thresholds=partial(thresholds_here, ray=True), security=security)
         gc.freeze()  # as ps/process.py
         self._renewing = threading.Thread(target=self._renew_forever, name="weir-lease", daemon=True)
         self._renewing.start()
@@ -203,10 +206,12 @@ def start_cluster(
     cpus_per_shard: float = 0.5,
     on_loopback: bool = False,
     start_seconds: float = START_SECONDS,
+    security: SecurityOptions | None = None,
 ) -> RayDirectory:
     """Start shards and coordinator, and wait until they are ready. They outlive this process; `stop_cluster` ends them.
 
-    on_loopback: listen on 127.0.0.1 only, for a Ray of one machine; else on the node's own address.
+    on_loopback: listen on 127.0.0.1 only, for a Ray of one machine; else on the node's own address. security: its
+    files must be on every node with a shard, and here.
 
     Raises RequestError when the name is taken, or the nodes cannot hold the shards or their tables' memory limits,
     UnavailableError when they are not up in time.
@@ -217,14 +222,18 @@ def start_cluster(
         raise RequestError(f"cluster {name!r} runs already; attach to it, or end it with `weir down`")
     if sum(node["Alive"] for node in ray.nodes()) == 1:  # this one; else each shard checks its own node
         check_limits(spec, shards, thresholds_here(ray=True))
+    security = (security or SecurityOptions()).absolute()
+    GrpcTransport(security).close()  # finds a file that does not do before anything starts
+    if not on_loopback:
+        warn_if_open("their nodes' addresses", security)
     deadline = time.monotonic() + start_seconds
-    bundle, strategy = _bundle(shards, cpus_per_shard)
+    bundle, strategy = room_for_shards(shards, cpus_per_shard)
     group = placement_group([bundle] * shards, strategy=strategy, name=namespace(name), lifetime="detached")
     coordinator = None
     try:
         if not group.wait(timeout_seconds=min(30.0, start_seconds)):
             raise RequestError(
-                f"cluster {name!r}: no room for {shards} shards of {bundle} each; free now: {_free()}. "
+                f"cluster {name!r}: no room for {shards} shards of {bundle} each; free now: {free_resources()}. "
                 "Take fewer shards or smaller `cpus_per_shard`, or end what runs"
             )
         coordinator = (
@@ -252,12 +261,12 @@ def start_cluster(
                 runtime_env=_ENVIRONMENT,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=shard),
             )
-            .remote(name, shard, on_loopback)
+            .remote(name, shard, on_loopback, security.model_dump_json())
             for shard in range(shards)
         ]
         ray.get([actor.address.remote() for actor in actors], timeout=max(0.1, deadline - time.monotonic()))
         _wait_until(lambda: bool(ray.get(coordinator.ready.remote(), timeout=CALL_SECONDS)), deadline, name)
-        reassign_cluster(name)
+        reassign_cluster(name, security)
     except (RayActorError, GetTimeoutError) as error:
         _remove(name, group, shards)
         # Ray gives the traceback of a failed actor as text; its end is what went wrong.
@@ -270,12 +279,12 @@ def start_cluster(
     return RayDirectory(name)
 
 
-def connect_cluster(name: str, options: ClientOptions | None = None) -> Client:
+def connect_cluster(name: str, options: ClientOptions | None = None, security: SecurityOptions | None = None) -> Client:
     """A client of a running cluster; any process in Ray may have one. Raises UnavailableError when there is none."""
     directory = RayDirectory(name)
     spec = cluster_spec(name)
     load_modules(spec.psfunc_modules)
-    return Client(spec, GrpcTransport(), directory, directory.routing(), options, cluster=name)
+    return Client(spec, GrpcTransport(security), directory, directory.routing(), options, cluster=name)
 
 
 def cluster_spec(name: str) -> ClusterSpec:
@@ -283,13 +292,13 @@ def cluster_spec(name: str) -> ClusterSpec:
     return ClusterSpec.model_validate_json(RayDirectory(name).ask("spec"))
 
 
-def wait_until_answering(name: str, seconds: float = 60.0) -> dict[str, Any]:
+def wait_until_answering(name: str, seconds: float = 60.0, security: SecurityOptions | None = None) -> dict[str, Any]:
     """The cluster's status once every shard answers; Ray may be starting one anew. Raises UnavailableError naming those
     that do not in time.
     """
     deadline = time.monotonic() + seconds
     while True:
-        report = cluster_status(name)
+        report = cluster_status(name, security)
         silent = [shard["shard"] for shard in report["shards"] if shard["state"] == "silent"]
         if not silent and report["shards"]:
             return report
@@ -300,9 +309,9 @@ def wait_until_answering(name: str, seconds: float = 60.0) -> dict[str, Any]:
         time.sleep(0.5)
 
 
-def reassign_cluster(name: str) -> None:
+def reassign_cluster(name: str, security: SecurityOptions | None = None) -> None:
     """Give every shard its place anew, those too that came back empty. Their rows stay lost: restore or clear next."""
-    directory, transport = RayDirectory(name), GrpcTransport()
+    directory, transport = RayDirectory(name), GrpcTransport(security)
     routing = directory.propose()
     try:
         control.assign(transport, cluster_spec(name), routing)
@@ -318,12 +327,12 @@ def stop_cluster(name: str) -> None:
     _remove(name, directory.ask("group"), shards)
 
 
-def cluster_status(name: str) -> dict[str, Any]:
+def cluster_status(name: str, security: SecurityOptions | None = None) -> dict[str, Any]:
     """name, metrics_address, epoch, lost, silent, and for each shard its place, and what it says of itself: tables,
     queue_depth, uptime_seconds, metrics_address.
     """
     report: dict[str, Any] = {"name": name, **RayDirectory(name).ask("describe")}
-    transport = GrpcTransport()
+    transport = GrpcTransport(security)
     try:
         answers = control.statuses(transport, [shard["address"] for shard in report["shards"]])
     finally:
@@ -355,24 +364,6 @@ def cluster_exists(name: str) -> bool:
     except UnavailableError:
         return False
     return True
-
-
-def _bundle(shards: int, cpus_per_shard: float) -> tuple[dict[str, float], str]:
-    """What one shard asks for, and how shards are laid out."""
-    offered = float(ray.cluster_resources().get("ps", 0))
-    if offered == 0:
-        return {"CPU": cpus_per_shard}, "PACK"
-    if offered < shards:
-        raise RequestError(
-            f"{shards} shards need {shards} units of the resource `ps`, the nodes offer {offered:g}; "
-            "take fewer shards, or raise `ps` in cluster.yaml"
-        )
-    return {"CPU": cpus_per_shard, "ps": 1.0}, "SPREAD"
-
-
-def _free() -> str:
-    free = ray.available_resources()
-    return ", ".join(f"{key} {free.get(key, 0):g}" for key in ("CPU", "ps") if key in free or key == "CPU")
 
 
 def _wait_until(condition: Callable[[], bool], deadline: float, name: str) -> None:

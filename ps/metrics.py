@@ -9,7 +9,8 @@ weir_updated_rows_total{outcome}     applied, created, nonfinite, dropped_above,
 weir_removed_rows_total{table,why}   deleted, evicted
 weir_refused_keys_total{table,why}   keys that got no row: admission, memory_limit
 weir_memory_limit_bytes{table}       0: none
-weir_refused_total{reason}           messages: error (answered with one), overloaded (queue full), malformed
+weir_refused_total{reason}           messages: error (answered with one), overloaded (queue full), malformed,
+                                     not_allowed (no token, or another one)
 weir_routing_epoch                   0 before the first Assign
 """
 
@@ -56,6 +57,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.num_malformed = 0
+        self.num_not_allowed = 0
         self._seconds = Histogram(
             "weir_seconds", "Seconds from arrival to answer", ["kind"], buckets=_BUCKETS, registry=self.registry
         )
@@ -96,6 +98,7 @@ class _ShardCollector(Collector):
         refused.add_metric(["error"], shard.num_failed)
         refused.add_metric(["overloaded"], work.num_overloaded)
         refused.add_metric(["malformed"], self._metrics.num_malformed)
+        refused.add_metric(["not_allowed"], self._metrics.num_not_allowed)
         yield refused
         holding = shard.holding
         epoch = 0 if holding is None else holding.routing.epoch

@@ -25,6 +25,7 @@ from ps.errors import RequestError, UnavailableError
 from ps.memory_limits import check_limits, thresholds_here
 from ps.options import ClientOptions
 from ps.routing import Routing
+from ps.security import SecurityOptions
 from ps.shard import Shard
 from ps.spec import ClusterSpec, TableSpec
 from ps.transport import GrpcTransport, InProcessTransport, Transport
@@ -39,8 +40,10 @@ STOP_SECONDS = 10.0
 class ShardProcess:
     """One shard process on the loopback. It ends when this process ends, however that happens."""
 
-    def __init__(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, *, host: str = "127.0.0.1", port: int = 0, security: SecurityOptions | None = None) -> None:
         self._command = [sys.executable, "-m", "ps.process", "--host", host, "--port", str(port), "--stop-at-eof"]
+        if security is not None:
+            self._command += ["--security", security.model_dump_json()]
         # The pipe to its standard input is never written to: the kernel closes it with this process, and the shard
         # stops.
         self.process = subprocess.Popen(
@@ -97,10 +100,16 @@ class LocalCluster:
     """Shards on this machine, assigned and ready. `close` ends them, and their rows with them."""
 
     def __init__(
-        self, spec: ClusterSpec, *, shards: int = 1, placement: Placement = "in-process", name: str = "local"
+        self,
+        spec: ClusterSpec,
+        *,
+        shards: int = 1,
+        placement: Placement = "in-process",
+        name: str = "local",
+        security: SecurityOptions | None = None,
     ) -> None:
-        """Raises RequestError for a number of shards that the buckets do not allow, or memory limits that the machine
-        does not.
+        """security: of shards that are processes. Raises RequestError for a number of shards that the buckets do not
+        allow, or memory limits that the machine does not.
         """
         if placement not in ("in-process", "process"):
             raise RequestError(f"placement {placement!r} is unknown; known: in-process, process")
@@ -110,11 +119,13 @@ class LocalCluster:
         load_modules(spec.psfunc_modules)
         self.spec = spec
         self.name = name
+        self.security = security
         self.processes: list[ShardProcess] = []
         self._hosts: dict[str, WorkThread] = {}
         try:
             if placement == "process":
-                self.processes = [ShardProcess() for _ in range(shards)]
+                GrpcTransport(security).close()  # finds a file that does not do before any process starts
+                self.processes = [ShardProcess(security=security) for _ in range(shards)]
                 self.addresses = tuple(process.address for process in self.processes)
             else:
                 self._hosts = {f"in-process:{shard}": WorkThread(Shard()) for shard in range(shards)}
@@ -148,7 +159,7 @@ class LocalCluster:
         self.close()
 
     def _transport(self) -> Transport:
-        return GrpcTransport() if self.processes else InProcessTransport(self._hosts)
+        return GrpcTransport(self.security) if self.processes else InProcessTransport(self._hosts)
 
     def _connect(self, options: ClientOptions | None, *, owns_cluster: bool) -> Client:
         transport = self._transport()
@@ -168,9 +179,10 @@ def local(
     seed: int = 0,
     psfunc_modules: tuple[str, ...] = (),
     check: bool = False,
+    security: SecurityOptions | None = None,
 ) -> Client:
     """A client with shards of its own, which end with it. num_buckets, seed and psfunc_modules: where no ClusterSpec
-    is given. check: compile users' row functions with bounds checks.
+    is given. check: compile users' row functions with bounds checks. security: of shards that are processes.
     """
     if isinstance(tables, ClusterSpec):
         spec = tables.model_copy(update={"check": True}) if check else tables
@@ -178,15 +190,17 @@ def local(
         spec = ClusterSpec(
             psfunc_modules=psfunc_modules, tables=dict(tables), num_buckets=num_buckets, seed=seed, check=check
         )
-    return LocalCluster(spec, shards=shards, placement=placement)._connect(options, owns_cluster=True)
+    cluster = LocalCluster(spec, shards=shards, placement=placement, security=security)
+    return cluster._connect(options, owns_cluster=True)
 
 
-def connect(address: str, options: ClientOptions | None = None) -> Client:
-    """A client of a running cluster, found through the "host:port" of any of its shards.
+def connect(address: str, options: ClientOptions | None = None, security: SecurityOptions | None = None) -> Client:
+    """A client of a running cluster, found through the "host:port" of any of its shards. security: that of the shards.
 
-    Raises UnavailableError when nothing answers there, RequestError when the shard belongs to no cluster yet.
+    Raises UnavailableError when nothing answers there, NotAllowedError when the shard turns this process away,
+    RequestError when it belongs to no cluster yet.
     """
-    transport = GrpcTransport()
+    transport = GrpcTransport(security)
     try:
         (status,) = control.statuses(transport, [address], timeout_seconds=5.0)
         if status is None:

@@ -1,4 +1,4 @@
-"""A shard process: `python -m ps.process [--host H] [--port P] [--metrics-port P]`.
+"""A shard process: `python -m ps.process [--host H] [--port P] [--metrics-port P] [--security JSON]`.
 
 Prints one line of JSON when it listens, {"port", "address", "metrics_address", "pid"}, and runs until SIGTERM or
 Ctrl-C. With
@@ -16,7 +16,10 @@ import signal
 import sys
 import threading
 
-from ps.errors import WeirError
+from pydantic import ValidationError
+
+from ps.errors import RequestError, WeirError
+from ps.security import SecurityOptions
 from ps.server import ShardServer
 
 
@@ -27,10 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--metrics-port", type=int, default=0, help="of the Prometheus endpoint; 0 takes a free one")
     parser.add_argument("--stop-at-eof", action="store_true", help="end when standard input closes")
+    parser.add_argument("--security", default="{}", help="JSON of ps.security.SecurityOptions: paths and limits")
     options = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
-        server = ShardServer(host=options.host, port=options.port, metrics_port=options.metrics_port)
+        security = _read_security(options.security)
+        server = ShardServer(host=options.host, port=options.port, metrics_port=options.metrics_port, security=security)
     except WeirError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -51,6 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
     os.read(until_end, 1)
     server.stop()
     return 0
+
+
+def _read_security(text: str) -> SecurityOptions:
+    try:
+        return SecurityOptions.model_validate_json(text)
+    except ValidationError as error:
+        raise RequestError(f"--security {text}: {error}") from error
 
 
 def _watch_stdin(end: int) -> None:
