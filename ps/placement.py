@@ -204,7 +204,10 @@ def connect(address: str, options: ClientOptions | None = None, security: Securi
     try:
         (status,) = control.statuses(transport, [address], timeout_seconds=5.0)
         if status is None:
-            raise UnavailableError(f"no shard answers at {address}; `weir status` shows where shards listen")
+            raise UnavailableError(
+                f"no shard answers at {address}; `weir status` shows where shards listen. One with TLS hangs up on "
+                "clients without it, or without a certificate that it asks for: security.tls"
+            )
         spec = control.read_spec(status, address)
         load_modules(spec.psfunc_modules)
         routing = Routing.from_message(status.routing)

@@ -39,7 +39,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
 )
 
 
-_HANDSHAKE_SIGNS = ("handshake failed", "certificate", "verification check failed")
+# In what gRPC says of a TLS handshake that no second try would mend.
+_HANDSHAKE_SIGNS = ("certificate", "verification check failed", "wrong_version_number")
 
 
 class TimedOutError(UnavailableError):
@@ -222,11 +223,13 @@ def _error_of(failure: Any) -> WeirError:
     details = failure.details() or ""
     if name is None and any(sign in details.lower() for sign in _HANDSHAKE_SIGNS):
         return NotAllowedError(
-            f"the TLS handshake failed ({details}); look at cluster.security.tls: authority, client_certificate, and "
-            "server_name where the shards' certificates do not name their addresses"
+            f"the TLS handshake failed ({details}); look at cluster.security.tls: whether shards use it, authority, "
+            "and server_name where the shards' certificates do not name their addresses"
         )
     if name is None and failure.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
         return RequestError(
             f"{details}: send fewer keys at a time, or raise cluster.security.limits.max_message_bytes at both ends"
         )
+    if name is None and "failed to connect" in details and "Socket closed" in details:
+        details += " (it hangs up: it may expect TLS, or a client certificate of its authority: cluster.security.tls)"
     return from_wire(failure.code().name, details, name)

@@ -14,7 +14,7 @@ from ps.errors import RequestError
 from ps.wire import weir_pb2 as pb
 
 MAX_CALLS = 1024  # of a message; tables times what is called on each
-MAX_CONTROL_BYTES = 64 << 20  # of messages without rows: a spec, and the owners of 2^20 buckets
+MAX_CONTROL_BYTES = 16 << 20  # of messages without rows: a spec, and the owners of 2^20 buckets
 _OTHER_FIELDS = 64
 _MAX_VARINT_BYTES = 10
 M = TypeVar("M", bound=Message)
@@ -54,6 +54,8 @@ def has_fewer_fields(data: bytes, limit: int) -> bool:
                 position += length
             case 5:
                 position += 4
+            case 3 | 4:
+                pass  # begin and end of an unknown group: the fields inside count as if they were outermost
             case _:
                 return True  # the parser says what is wrong
     return False
