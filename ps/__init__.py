@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ps.client import Client
+    from ps.durability import Durability
     from ps.errors import (
         CheckpointError,
         ExpiredError,
+        JournalError,
         MemoryLimitError,
         NonFiniteError,
         NotAllowedError,
@@ -86,6 +88,7 @@ __all__ = [
     "Constant",
     "Counts",
     "Delete",
+    "Durability",
     "Evict",
     "Eviction",
     "ExpiredError",
@@ -94,6 +97,7 @@ __all__ = [
     "FoldRows",
     "Future",
     "GroupOptions",
+    "JournalError",
     "Limits",
     "LocalCluster",
     "Lookup",
@@ -141,9 +145,11 @@ __all__ = [
 # Imported on first use: a configuration file is read, or a message parsed, without the kernels' compiler.
 _PLACES: dict[str, tuple[str, ...]] = {
     "ps.client": ("Client",),
+    "ps.durability": ("Durability",),
     "ps.errors": (
         "CheckpointError",
         "ExpiredError",
+        "JournalError",
         "MemoryLimitError",
         "NonFiniteError",
         "NotAllowedError",

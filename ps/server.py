@@ -21,7 +21,7 @@ from ps.errors import METADATA_KEY, NotAllowedError, RequestError, WeirError, to
 from ps.memory_limits import Threshold, thresholds_here
 from ps.metrics import Metrics
 from ps.security import TOKEN_KEY, SecurityOptions, is_token, read_token, server_identity, warn_if_open
-from ps.shard import Shard
+from ps.shard import Observer, Shard
 from ps.synchronous import MAX_WORLD
 from ps.wire import weir_pb2 as pb
 from ps.wire.reading import read_control, read_request
@@ -36,8 +36,9 @@ class ShardServer:
     """A shard that listens. Not assigned yet: the coordinator, or whoever started it, sends Assign.
 
     host: loopback by default; other interfaces without a token print a warning. port, metrics_port: 0 takes a free one;
-    metrics_port None opens no endpoint. thresholds: as WorkThread has them. security: its files are read at once.
-    Raises RequestError for a port in use, and for files of `security` that do not do.
+    metrics_port None opens no endpoint. thresholds: as WorkThread has them. shard: makes the shard, which is told whom
+    to report messages to. security: its files are read at once. Raises RequestError for a port in use, and for files of
+    `security` that do not do.
     """
 
     def __init__(
@@ -49,12 +50,14 @@ class ShardServer:
         capacity: int = DEFAULT_CAPACITY,
         advertised_host: str | None = None,
         thresholds: Callable[[], Sequence[Threshold]] = thresholds_here,
+        shard: Callable[[Observer], Shard] = lambda observe: Shard(observe=observe),
         security: SecurityOptions | None = None,
     ) -> None:
         security = security or SecurityOptions()
         token, credentials, limits = read_token(security), _credentials(security), security.limits
         warn_if_open(host, security)
         self.metrics = Metrics()
+        made = shard(self.metrics.observe)  # before anybody can connect: one that recovers takes its time
         self.metrics_address = ""
         self._server = grpc.server(
             ThreadPoolExecutor(capacity + MAX_WORLD + _SPARE_THREADS, thread_name_prefix="weir-grpc"),
@@ -84,7 +87,7 @@ class ShardServer:
         self.address = f"{shown}:{self.port}"
         if metrics_port is not None:
             self.metrics_address = f"{shown}:{self.metrics.serve(host, metrics_port)}"
-        self.work = WorkThread(Shard(observe=self.metrics.observe), capacity, thresholds, limits)
+        self.work = WorkThread(made, capacity, thresholds, limits)
         self.metrics.watch(self.work)
         self._server.add_generic_rpc_handlers((_Servicer(self).handlers(),))
         self._server.start()

@@ -19,15 +19,20 @@ ROOT = Path(__file__).parents[1]
 LEVELS = [
     {
         "words": [
-            "ps.types", "ps.byte_sizes", "ps.errors", "ps.strict", "ps.lifetime", "ps.row_code", "ps.spec",
-            "ps.security", "ps.user_modules", "ps.wire.weir_pb2",
+            "ps.types", "ps.byte_sizes", "ps.durability", "ps.errors", "ps.strict", "ps.lifetime", "ps.row_code",
+            "ps.security", "ps.spec", "ps.user_modules", "ps.wire.weir_pb2",
         ]
     },
     {"kernels": ["ps.storage.kernels"]},
     {"keys": ["ps.keys", "ps.memory_limits", "ps.routing", "ps.thresholds", "ps.wire"]},
     {"storage": ["ps.storage"], "shared memory": ["ps.shared_memory", "ps.envelope"]},
     {"psfuncs": ["ps.psfunc", "ps.psfuncs", "ps.record", "ps.checkpoint", "ps.options"]},
-    {"shard": ["ps.applied", "ps.execution", "ps.holding", "ps.request", "ps.schedule", "ps.shard", "ps.synchronous"]},
+    {
+        "shard": [
+            "ps.applied", "ps.execution", "ps.holding", "ps.journal", "ps.request", "ps.schedule", "ps.shard",
+            "ps.synchronous",
+        ]
+    },
     {"server": ["ps.metrics", "ps.process", "ps.server", "ps.work"]},
     {"transport": ["ps.transport"]},
     {
@@ -36,7 +41,12 @@ LEVELS = [
             "ps.sending", "ps.tally", "ps.unsettled",
         ]
     },
-    {"shells": ["ps", "ps.actor", "ps.coordinator", "ps.coordinator_metrics", "ps.placement", "ps.session"]},
+    {
+        "shells": [
+            "ps", "ps.actor", "ps.coordinator", "ps.coordinator_metrics", "ps.placement", "ps.ray_directory",
+            "ps.session",
+        ]
+    },
     {"config": ["workers.config", "workers.metrics"]},
     {"samples": ["workers.samples"], "models": ["workers.models"]},
     {"training": ["workers.training"]},
@@ -54,7 +64,7 @@ LIBRARIES = {
     "numba": ["ps.storage.kernels"],
     "llvmlite": ["ps.storage.kernels"],
     "grpc": ["ps.server", "ps.transport"],
-    "ray": ["ps.actor", "ps.session", "workers.training.group"],
+    "ray": ["ps.actor", "ps.ray_directory", "ps.session", "workers.training.group"],
     "torch": ["workers.models", "workers.training"],
 }
 
