@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 from pydantic import ValidationError
 
-from ps.errors import RequestError, RowsLostError, UnavailableError, WeirError
+from ps.errors import NotAllowedError, RequestError, RowsLostError, UnavailableError, WeirError
 from ps.routing import Routing
 from ps.spec import ClusterSpec
 from ps.transport import Method, TimedOutError, Transport
@@ -75,8 +75,13 @@ def first_routing(transport: Transport, spec: ClusterSpec, addresses: Sequence[s
 def statuses(
     transport: Transport, addresses: Sequence[str], timeout_seconds: float = STATUS_SECONDS
 ) -> list[pb.StatusReply | None]:
-    """Each shard's status, None where it does not answer."""
+    """Each shard's status, None where it does not answer. Raises NotAllowedError for one that turns this process
+    away.
+    """
     pending = [transport.send(address, "Status", pb.StatusRequest(), timeout_seconds) for address in addresses]
+    for address, future in zip(addresses, pending, strict=True):
+        if isinstance(error := future.exception(), NotAllowedError):
+            raise NotAllowedError(f"the shard at {address}: {error}")
     return [future.result() if future.exception() is None else None for future in pending]
 
 

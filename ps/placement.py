@@ -29,6 +29,7 @@ from ps.errors import RequestError, UnavailableError
 from ps.memory_limits import check_limits, thresholds_here
 from ps.options import ClientOptions
 from ps.routing import Routing
+from ps.security import SecurityOptions
 from ps.spec import ClusterSpec, TableSpec
 from ps.transport import GrpcTransport, InProcessTransport, Transport
 from ps.user_modules import load_modules
@@ -52,11 +53,14 @@ class ShardProcess:
         journal: Path | None = None,
         fresh: bool = False,
         takes_over: bool = False,
+        security: SecurityOptions | None = None,
     ) -> None:
         """journal, fresh, takes_over: as ps.work.open_shard has them."""
         self._command = [sys.executable, "-m", "ps.process", "--host", host, "--port", str(port), "--stop-at-eof"]
         if journal is not None:
             self._command += ["--journal", str(journal)]
+        if security is not None:
+            self._command += ["--security", security.model_dump_json()]
         self._command += ["--fresh"] * fresh + ["--takes-over"] * takes_over
         # The pipe to its standard input is never written to: the kernel closes it with this process, and the shard
         # stops.
@@ -113,10 +117,12 @@ class ShardProcess:
 class Reviver:
     """A thread that starts shard processes anew that died: on the same port, with their journals."""
 
-    def __init__(self, processes: list[ShardProcess], journals: Sequence[Path | None]) -> None:
+    def __init__(
+        self, processes: list[ShardProcess], journals: Sequence[Path | None], security: SecurityOptions | None
+    ) -> None:
         """processes: replaced in place. One that ends before it listens is left: its journal cannot be read."""
         self.num_revived = 0
-        self._processes, self._journals = processes, journals
+        self._processes, self._journals, self._security = processes, journals, security
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="weir-reviver", daemon=True)
         self._thread.start()
@@ -134,7 +140,9 @@ class Reviver:
                     continue
                 port = int(process.address.rpartition(":")[2])
                 process.stop()
-                self._processes[shard] = ShardProcess(port=port, journal=self._journals[shard], takes_over=True)
+                self._processes[shard] = ShardProcess(
+                    port=port, journal=self._journals[shard], takes_over=True, security=self._security
+                )
                 try:
                     _ = self._processes[shard].address
                     self.num_revived += 1
@@ -154,9 +162,11 @@ class LocalCluster:
         placement: Placement = "in-process",
         name: str = "local",
         fresh: bool = False,
+        security: SecurityOptions | None = None,
     ) -> None:
         """With journals, begins with what those of this name have; a shard process that dies is started anew, and has
-        then what it had. fresh: drop what the journals have, and drop them at the end.
+        then what it had. fresh: drop what the journals have, and drop them at the end. security: of shards that
+        are processes.
 
         Raises RequestError for a number of shards that the buckets do not allow, memory limits that the machine does
         not, or journals of another spec, JournalError for damaged ones.
@@ -169,6 +179,7 @@ class LocalCluster:
         load_modules(spec.psfunc_modules)
         self.spec = spec
         self.name = name
+        self.security = security
         self._fresh = fresh
         self.processes: list[ShardProcess] = []
         self._hosts: dict[str, WorkThread] = {}
@@ -176,7 +187,8 @@ class LocalCluster:
         self._journals = journals = [journal_folder(spec, name, shard) for shard in range(shards)]
         try:
             if placement == "process":
-                self.processes = [ShardProcess(journal=journal, fresh=fresh) for journal in journals]
+                GrpcTransport(security).close()  # finds a file that does not do before any process starts
+                self.processes = [ShardProcess(journal=journal, fresh=fresh, security=security) for journal in journals]
                 self.addresses = tuple(process.address for process in self.processes)
             else:
                 for shard, journal in enumerate(journals):
@@ -188,7 +200,7 @@ class LocalCluster:
             finally:
                 transport.close()
             if self.processes and spec.durability.keeps_journal:
-                self._reviver = Reviver(self.processes, journals)
+                self._reviver = Reviver(self.processes, journals, security)
         except BaseException:
             self.close()
             raise
@@ -218,7 +230,7 @@ class LocalCluster:
         self.close()
 
     def _transport(self) -> Transport:
-        return GrpcTransport() if self.processes else InProcessTransport(self._hosts)
+        return GrpcTransport(self.security) if self.processes else InProcessTransport(self._hosts)
 
     def _connect(self, options: ClientOptions | None, *, owns_cluster: bool) -> Client:
         transport = self._transport()
@@ -246,9 +258,10 @@ def local(
     seed: int = 0,
     psfunc_modules: tuple[str, ...] = (),
     check: bool = False,
+    security: SecurityOptions | None = None,
 ) -> Client:
     """A client with shards of its own, which end with it. num_buckets, seed and psfunc_modules: where no ClusterSpec
-    is given. check: compile users' row functions with bounds checks.
+    is given. check: compile users' row functions with bounds checks. security: of shards that are processes.
     """
     if isinstance(tables, ClusterSpec):
         spec = tables.model_copy(update={"check": True}) if check else tables
@@ -256,19 +269,24 @@ def local(
         spec = ClusterSpec(
             psfunc_modules=psfunc_modules, tables=dict(tables), num_buckets=num_buckets, seed=seed, check=check
         )
-    return LocalCluster(spec, shards=shards, placement=placement)._connect(options, owns_cluster=True)
+    cluster = LocalCluster(spec, shards=shards, placement=placement, security=security)
+    return cluster._connect(options, owns_cluster=True)
 
 
-def connect(address: str, options: ClientOptions | None = None) -> Client:
-    """A client of a running cluster, found through the "host:port" of any of its shards.
+def connect(address: str, options: ClientOptions | None = None, security: SecurityOptions | None = None) -> Client:
+    """A client of a running cluster, found through the "host:port" of any of its shards. security: that of the shards.
 
-    Raises UnavailableError when nothing answers there, RequestError when the shard belongs to no cluster yet.
+    Raises UnavailableError when nothing answers there, NotAllowedError when the shard turns this process away,
+    RequestError when it belongs to no cluster yet.
     """
-    transport = GrpcTransport()
+    transport = GrpcTransport(security)
     try:
         (status,) = control.statuses(transport, [address], timeout_seconds=5.0)
         if status is None:
-            raise UnavailableError(f"no shard answers at {address}; `weir status` shows where shards listen")
+            raise UnavailableError(
+                f"no shard answers at {address}; `weir status` shows where shards listen. One with TLS hangs up on "
+                "clients without it, or without a certificate that it asks for: security.tls"
+            )
         spec = control.read_spec(status, address)
         load_modules(spec.psfunc_modules)
         routing = Routing.from_message(status.routing)

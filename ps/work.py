@@ -30,6 +30,7 @@ from ps.memory_limits import Threshold, check_limits, shards_beside, thresholds_
 from ps.record import Record, layout_digest
 from ps.request import check_request
 from ps.routing import Routing
+from ps.security import Limits
 from ps.shard import Observer, Shard
 from ps.shared_memory import Mappings
 from ps.spec import ClusterSpec
@@ -54,11 +55,13 @@ class WorkThread:
         shard: Shard,
         capacity: int = DEFAULT_CAPACITY,
         thresholds: Callable[[], Sequence[Threshold]] = thresholds_here,
+        limits: Limits | None = None,
     ) -> None:
         self.shard = shard
         self.capacity = capacity
         self.num_overloaded = 0
         self._thresholds = thresholds
+        self._limits = limits or Limits()
         self._mappings = Mappings()
         self._started = time.monotonic()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -83,7 +86,7 @@ class WorkThread:
             raise WrongEpochError(
                 "this shard has no place in a cluster yet; it must be assigned, and restored if it had rows"
             )
-        checked = check_request(request, holding.spec, self._mappings)
+        checked = check_request(request, holding.spec, self._mappings, self._limits)
         journal = self.shard.journal
         if checked.is_update and journal is not None and (trouble := journal.trouble):
             self.num_overloaded += 1

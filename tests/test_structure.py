@@ -20,7 +20,7 @@ LEVELS = [
     {
         "words": [
             "ps.types", "ps.byte_sizes", "ps.durability", "ps.errors", "ps.strict", "ps.lifetime", "ps.row_code",
-            "ps.spec", "ps.user_modules", "ps.wire.weir_pb2", "ps.wire.weir_pb2_grpc",
+            "ps.security", "ps.spec", "ps.user_modules", "ps.wire.weir_pb2",
         ]
     },
     {"kernels": ["ps.storage.kernels"]},
@@ -63,7 +63,7 @@ STRANGERS = [("client", "shard"), ("client", "server")]  # they meet on the wire
 LIBRARIES = {
     "numba": ["ps.storage.kernels"],
     "llvmlite": ["ps.storage.kernels"],
-    "grpc": ["ps.server", "ps.transport", "ps.wire"],
+    "grpc": ["ps.server", "ps.transport"],
     "ray": ["ps.actor", "ps.ray_directory", "ps.session", "workers.training.group"],
     "torch": ["workers.models", "workers.training"],
 }
