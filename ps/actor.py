@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -76,8 +77,13 @@ class CoordinatorActor:
     def routing(self) -> Any:
         return _outcome(lambda: self._coordinator.routing().to_message().SerializeToString())
 
-    def propose(self) -> Any:
-        return _outcome(lambda: self._coordinator.propose().to_message().SerializeToString())
+    def propose(self, owners: bytes | None = None) -> Any:
+        """owners: int32 [num_buckets], little-endian."""
+        wanted = None if owners is None else np.frombuffer(owners, "<i4").astype(np.int32)
+        return _outcome(lambda: self._coordinator.propose(wanted).to_message().SerializeToString())
+
+    def resize(self, num_shards: int) -> None:
+        self._coordinator.resize(num_shards)
 
     def commit(self, epoch: int) -> Any:
         return _outcome(lambda: self._coordinator.commit(epoch))

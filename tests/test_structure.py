@@ -27,18 +27,18 @@ LEVELS = [
     {"keys": ["ps.keys", "ps.memory_limits", "ps.routing", "ps.thresholds", "ps.wire"]},
     {"storage": ["ps.storage"], "shared memory": ["ps.shared_memory", "ps.envelope"]},
     {"psfuncs": ["ps.psfunc", "ps.psfuncs", "ps.record", "ps.checkpoint", "ps.options"]},
+    {"transport": ["ps.transport"]},
     {
         "shard": [
-            "ps.applied", "ps.execution", "ps.holding", "ps.journal", "ps.request", "ps.schedule", "ps.shard",
-            "ps.synchronous",
+            "ps.applied", "ps.execution", "ps.giving", "ps.holding", "ps.journal", "ps.moving", "ps.request",
+            "ps.schedule", "ps.shard", "ps.synchronous",
         ]
     },
     {"server": ["ps.metrics", "ps.process", "ps.server", "ps.work"]},
-    {"transport": ["ps.transport"]},
     {
         "client": [
-            "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.messages", "ps.pusher", "ps.rounds",
-            "ps.sending", "ps.tally", "ps.unsettled",
+            "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.messages", "ps.pusher", "ps.resharding",
+            "ps.rounds", "ps.sending", "ps.tally", "ps.unsettled",
         ]
     },
     {

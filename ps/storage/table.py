@@ -103,6 +103,11 @@ class Table:
         """The same of a row without its late segments; None where there are none."""
         return self._layout.kinds[EARLY].row_bytes if self._layout.has_late else None
 
+    @property
+    def image_bytes(self) -> int:
+        """Of the image of a full row."""
+        return 4 * self._layout.image_words
+
     def image_layout(self) -> str:
         """Canonical text of the row layout: images of tables with equal text are interchangeable."""
         return self._layout.text()
