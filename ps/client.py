@@ -280,10 +280,11 @@ class Client:
         """
         self.flush()
         directory = os.path.abspath(directory)  # shard processes have working folders of their own
-        requests = [pb.SaveRequest(directory=directory)] * self.routing.num_shards
+        routing = self._connection.newest_routing()
+        requests = [pb.SaveRequest(directory=directory)] * routing.num_shards
         patience = self.options.retry.control_seconds
         transport = self._connection.transport
-        replies = control.call_all(transport, self.routing.addresses, "Save", requests, patience)
+        replies = control.call_all(transport, routing.addresses, "Save", requests, patience)
         write_manifest(directory, self.spec, [reply.manifest for reply in replies])
 
     def restore(self, directory: str) -> int:
@@ -319,8 +320,9 @@ class Client:
 
         Raises UnavailableError when one does not answer.
         """
-        found = control.statuses(self._connection.transport, self.routing.addresses)
-        for shard, (address, status) in enumerate(zip(self.routing.addresses, found, strict=True)):
+        routing = self._connection.newest_routing()
+        found = control.statuses(self._connection.transport, routing.addresses)
+        for shard, (address, status) in enumerate(zip(routing.addresses, found, strict=True)):
             if status is None:
                 raise UnavailableError(f"shard {shard} at {address} does not answer; `weir status` shows the cluster")
         return [control.describe_status(status) for status in found if status is not None]
