@@ -43,8 +43,8 @@ LEVELS = [
     },
     {
         "shells": [
-            "ps", "ps.actor", "ps.coordinator", "ps.coordinator_metrics", "ps.placement", "ps.ray_directory",
-            "ps.session",
+            "ps", "ps.actor", "ps.coordinator", "ps.coordinator_metrics", "ps.placement", "ps.ray_actors",
+            "ps.ray_directory", "ps.ray_resharding", "ps.session",
         ]
     },
     {"config": ["workers.config", "workers.metrics"]},
@@ -64,7 +64,14 @@ LIBRARIES = {
     "numba": ["ps.storage.kernels"],
     "llvmlite": ["ps.storage.kernels"],
     "grpc": ["ps.server", "ps.transport"],
-    "ray": ["ps.actor", "ps.ray_directory", "ps.session", "workers.training.group"],
+    "ray": [
+        "ps.actor",
+        "ps.ray_actors",
+        "ps.ray_directory",
+        "ps.ray_resharding",
+        "ps.session",
+        "workers.training.group",
+    ],
     "torch": ["workers.models", "workers.training"],
 }
 
