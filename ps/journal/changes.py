@@ -106,7 +106,8 @@ class Changes:
         for start in range(0, len(event.removed), _FRAME_KEYS):
             keys = np.array(event.removed[start : start + _FRAME_KEYS], np.uint64)
             absent = keys[~table.contains(keys)]
-            yield encode_rows(RowsFrame(number, name, layout, NO_ROWS, NO_ROWS, absent, NOTHING_GATHERED))
+            if len(absent):
+                yield encode_rows(RowsFrame(number, name, layout, NO_ROWS, NO_ROWS, absent, NOTHING_GATHERED))
         keys, amounts = event.gathered
         if len(keys) or event.dropped:
             gathered = (np.array(keys, np.uint64), np.array(amounts, np.float32))
