@@ -305,6 +305,8 @@ def open_shard(
 def _absolute(directory: str) -> Path:
     """A shard's working folder is not the client's."""
     path = Path(directory)
+    if "\0" in directory:
+        raise RequestError(f"checkpoint folder {directory!r} has a zero byte in its name")
     if not path.is_absolute():
         raise RequestError(
             f"checkpoint folder {directory!r} is relative; give the path that all shards see, from the root"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,30 +18,14 @@ from workers.training.dense import load_dense, save_dense
 from workers.training.evaluation import Predictions, predict
 from workers.training.feed import Feed, feeds
 from workers.training.lifetimes import clicks_of, due_evictions, event_time_of
+from workers.training.position import Position, read_position, write_position
 from workers.training.progress import Reporter
-from workers.training.runs import InterruptedRunError, Run, keep_newest, write_json
+from workers.training.runs import InterruptedRunError, Run, keep_newest
 from workers.training.schedule import Schedule
 from workers.training.scorer import Scorer
 from workers.training.world import World
 
-POSITION_FILE = "position.json"
-
 EVALUATE, SAVE, STOP, EVICT = 1, 2, 4, 8
-
-
-@dataclass
-class Position:
-    """Where training stands: the next batch to train on is number `batch` of `epoch`; `step` batches were trained.
-
-    event_time: the newest so far, seconds; evicted_at: by table, that of its last eviction.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    samples: int = 0
-    event_time: float = 0.0
-    evicted_at: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -119,10 +102,7 @@ class Trainer:
         if self.world.is_first:
             directory.mkdir(parents=True, exist_ok=True)
             save_dense(directory, self.scorer.bare_model, self.optimizer)
-            position = {**vars(self.position), "training_seconds": self.training_seconds}
-            write_json(
-                directory / POSITION_FILE, {"position": position, "schedule": self.schedule and self.schedule.state()}
-            )
+            write_position(directory, self.position, self.training_seconds, self.schedule and self.schedule.state())
             self.client.save(str(directory.absolute()))  # writes the manifest last: only now is the checkpoint complete
         self.world.barrier()
 
@@ -140,11 +120,9 @@ class Trainer:
         self.world.barrier()
         load_dense(directory, self.scorer.bare_model, None if weights_only else self.optimizer)
         if not weights_only:
-            state = json.loads((directory / POSITION_FILE).read_text())
-            self.training_seconds = state["position"].pop("training_seconds")
-            self.position = Position(**state["position"])
-            if self.schedule is not None and state["schedule"] is not None:
-                self.schedule.load(state["schedule"])
+            self.position, self.training_seconds, schedule = read_position(directory)
+            if self.schedule is not None and schedule is not None:
+                self.schedule.load(schedule)
 
     def _epoch(self) -> None:
         """The rest of the present epoch, with the evaluations and checkpoints that fall into it."""
