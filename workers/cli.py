@@ -131,7 +131,7 @@ def up(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -
 
 @app.command()
 def down(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Stop the recipe's long-lived cluster. Its rows are gone, unless it keeps journals: `weir up` then goes on with them."""
+    """Stop the recipe's long-lived cluster. Rows are gone, unless it keeps journals: `weir up` goes on with these."""
     from workers.training.cluster import down as run
 
     with _answering(as_json) as answer:
