@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from ps import control
 from ps.cache import HotCache
-from ps.checkpoint import write_manifest
+from ps.checkpoint import read_manifest, write_manifest
 from ps.errors import RequestError, UnavailableError
 from ps.lookup import Lookup, check_payload, check_psfunc, check_rows, count_shown, learning_rates, prepare, table_spec
+from ps.mapping import Restored, encode_mapping, plan_restore, read_mapping
 from ps.messages import READ, Execute, Identity, Pull
 from ps.options import ClientOptions
 from ps.psfunc import Counts, Kind, Psfunc
@@ -285,27 +286,34 @@ class Client:
         replies = control.call_all(transport, self.routing.addresses, "Save", requests, patience)
         write_manifest(directory, self.spec, [reply.manifest for reply in replies])
 
-    def restore(self, directory: str) -> int:
-        """Bring all shards, those that lost their rows too, to the checkpoint in `directory`. Returns the number of
-        rows.
+    def restore(
+        self, directory: str, *, mapping: Mapping[str, Any] | None = None, event_time: float | None = None
+    ) -> Restored:
+        """Bring all shards, those that lost their rows too, to the checkpoint in `directory`, of any number of shards.
 
-        Own pushes that failed or were held back are forgotten. No other client may be active meanwhile.
+        Tables and segments match by name; mapping says where they do not (ps/mapping.py). event_time: as of `push`, for
+        rows that begin to keep that of their last one. Own pushes that failed or were held back are forgotten. No other
+        client may be active meanwhile. Raises RequestError for what does not fit, before anything has changed.
         """
         if self._closed:
             raise RequestError("the client is closed; open a new one")
+        directory, sources = os.path.abspath(directory), read_mapping(mapping or {})
+        plan = plan_restore(read_manifest(directory).spec, self.spec, sources)
+        when = self._event_time(event_time)
         self._unsettled.forget()
         self._pusher.forget()
         connection = self._connection
         routing = connection.directory.propose()
         control.assign(connection.transport, self.spec, routing)
-        requests = [pb.RestoreRequest(directory=os.path.abspath(directory))] * routing.num_shards
+        request = pb.RestoreRequest(directory=directory, mapping=encode_mapping(sources), event_time=when)
+        requests = [request] * routing.num_shards
         patience = self.options.retry.control_seconds
         replies = control.call_all(connection.transport, routing.addresses, "Restore", requests, patience)
         connection.directory.commit(routing)
         connection.routing = routing
         for table in self.spec.tables:
             self._forget_cached(table)
-        return sum(int(reply.num_rows) for reply in replies)
+        return Restored(sum(int(reply.num_rows) for reply in replies), plan.changes)
 
     def stats(self) -> dict[str, float]:
         """Counts since the client was made: rounds, bytes on the wire, retries, the cache, rows that were not

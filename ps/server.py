@@ -123,7 +123,7 @@ class _Servicer(weir_pb2_grpc.ShardServicer):
 
     def Restore(self, request: pb.RestoreRequest, context: grpc.ServicerContext) -> pb.RestoreReply:
         try:
-            return self._server.work.restore(request.directory)
+            return self._server.work.restore(request.directory, request.mapping, request.event_time)
         except Exception as error:
             _abort(context, error)
 

@@ -115,7 +115,7 @@ class Host(Protocol):
 
     def save(self, directory: str) -> pb.SaveReply: ...
 
-    def restore(self, directory: str) -> pb.RestoreReply: ...
+    def restore(self, directory: str, mapping: bytes, event_time: int) -> pb.RestoreReply: ...
 
     def status(self) -> pb.StatusReply: ...
 
@@ -158,7 +158,7 @@ class InProcessTransport:
         if method == "Save":
             return self._blocking.submit(host.save, message.directory)
         if method == "Restore":
-            return self._blocking.submit(host.restore, message.directory)
+            return self._blocking.submit(host.restore, message.directory, message.mapping, message.event_time)
         return self._blocking.submit(host.status)
 
 

@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgpack
+import numpy as np
 from pydantic import ValidationError
 
 from ps import checkpoint
 from ps.errors import CheckpointError, OverloadedError, RequestError, UnavailableError, WrongEpochError
 from ps.holding import Holding
+from ps.mapping import decode_mapping
 from ps.memory_limits import Threshold, check_limits, shards_beside, thresholds_here
-from ps.record import Record, layout_digest
 from ps.request import check_request
+from ps.restoring import Restoration
 from ps.routing import Routing
 from ps.shard import Shard
 from ps.shared_memory import Mappings
@@ -136,15 +138,18 @@ class WorkThread:
             writing.clear()
         return pb.SaveReply(manifest=msgpack.packb({**part, **done.result()}))
 
-    def restore(self, directory: str) -> pb.RestoreReply:
-        """Check the files under `directory` on the caller's thread, then load them. Damaged ones change nothing."""
+    def restore(self, directory: str, mapping: bytes = b"", event_time: int = 0) -> pb.RestoreReply:
+        """Check the files under `directory` on the caller's thread, then load them. Damaged ones, and those that do not
+        fit, change nothing. mapping: encode_mapping of ps/mapping.py. event_time: as Converter has it.
+        """
         holding = self._placed()
         manifest = checkpoint.read_manifest(_absolute(directory))
-        expired = check_fits(manifest, holding)
-        for _ in _wanted_records(manifest, holding):
+        found = Restoration(manifest, holding.spec, decode_mapping(mapping), event_time=event_time)
+        owns = np.isin(np.arange(holding.spec.num_buckets), holding.owned)
+        for _ in found.records(owns, convert=False):
             pass  # reading checks every byte of what will be loaded
-        records = _wanted_records(manifest, holding)
-        loaded: Future[int] = self._submit(lambda answer: self.shard.restore(records, expired, answer))
+        records = found.records(owns)
+        loaded: Future[int] = self._submit(lambda answer: self.shard.restore(records, found.expired, answer))
         return pb.RestoreReply(num_rows=loaded.result())
 
     def status(self) -> pb.StatusReply:
@@ -225,46 +230,3 @@ def _absolute(directory: str) -> Path:
             f"checkpoint folder {directory!r} is relative; give the path that all shards see, from the root"
         )
     return path
-
-
-def check_fits(manifest: checkpoint.Manifest, holding: Holding) -> dict[str, list[int]]:
-    """Raise CheckpointError unless the checkpoint's rows can stand in these tables. Returns the expired clients of
-    all files.
-    """
-    expected = {name: layout_digest(text) for name, text in holding.layouts().items()}
-    expired: dict[str, list[int]] = {}
-    for part in manifest.parts:
-        path = manifest.directory / part["file"]
-        with checkpoint.open_part(path) as opened:
-            start = opened.start
-        for what, here in (("num_buckets", holding.spec.num_buckets), ("seed", holding.spec.seed)):
-            if start.get(what) != here:
-                raise CheckpointError(
-                    f"{path} was written with {what} {start.get(what)}, this cluster has {here}; "
-                    f"start the cluster with {what} {start.get(what)}"
-                )
-        layouts = start["layouts"]
-        if set(layouts) != set(expected):
-            raise CheckpointError(
-                f"{path} holds tables {', '.join(sorted(layouts))}; this cluster has {', '.join(sorted(expected))}; "
-                "use the configuration that wrote it"
-            )
-        for table, text in layouts.items():
-            if layout_digest(text) != expected[table]:
-                raise CheckpointError(
-                    f"{path}: rows of table {table!r} have layout {text}, this cluster has "
-                    f"{holding.tables[table].image_layout()}; use the configuration that wrote it"
-                )
-        for table, ids in start.get("expired", {}).items():
-            expired[table] = [*expired.get(table, []), *ids]
-    return expired
-
-
-def _wanted_records(manifest: checkpoint.Manifest, holding: Holding) -> Iterator[Record]:
-    def wanted(table: str, bucket: int) -> bool:
-        return table in holding.tables and bucket < holding.spec.num_buckets and holding.owns(bucket)
-
-    for part in manifest.parts:
-        path = Path(manifest.directory) / part["file"]
-        with checkpoint.open_part(path, wanted) as opened:
-            yield from opened.records

@@ -26,7 +26,12 @@ LEVELS = [
     {"kernels": ["ps.storage.kernels"]},
     {"keys": ["ps.keys", "ps.memory_limits", "ps.routing", "ps.thresholds", "ps.wire"]},
     {"storage": ["ps.storage"], "shared memory": ["ps.shared_memory", "ps.envelope"]},
-    {"psfuncs": ["ps.psfunc", "ps.psfuncs", "ps.record", "ps.checkpoint", "ps.options"]},
+    {
+        "psfuncs": [
+            "ps.psfunc", "ps.psfuncs", "ps.record", "ps.checkpoint", "ps.conversion", "ps.mapping", "ps.options",
+            "ps.restoring",
+        ]
+    },
     {"shard": ["ps.applied", "ps.execution", "ps.holding", "ps.request", "ps.schedule", "ps.shard", "ps.synchronous"]},
     {"server": ["ps.metrics", "ps.process", "ps.server", "ps.work"]},
     {"transport": ["ps.transport"]},

@@ -167,10 +167,14 @@ class SaveReply(_message.Message):
     def __init__(self, manifest: _Optional[bytes] = ...) -> None: ...
 
 class RestoreRequest(_message.Message):
-    __slots__ = ("directory",)
+    __slots__ = ("directory", "mapping", "event_time")
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    MAPPING_FIELD_NUMBER: _ClassVar[int]
+    EVENT_TIME_FIELD_NUMBER: _ClassVar[int]
     directory: str
-    def __init__(self, directory: _Optional[str] = ...) -> None: ...
+    mapping: bytes
+    event_time: int
+    def __init__(self, directory: _Optional[str] = ..., mapping: _Optional[bytes] = ..., event_time: _Optional[int] = ...) -> None: ...
 
 class RestoreReply(_message.Message):
     __slots__ = ("num_rows",)

@@ -22,6 +22,10 @@ from ps.errors import CheckpointError
 FILE = "dense.safetensors"
 
 
+class OtherModelError(CheckpointError):
+    """The file holds another model than the config builds."""
+
+
 def save_dense(directory: Path, model: nn.Module, optimizer: Optimizer) -> None:
     """Write `directory`/dense.safetensors by atomic rename."""
     tensors = {f"model/{name}": value.detach().clone() for name, value in model.state_dict().items()}
@@ -38,7 +42,7 @@ def save_dense(directory: Path, model: nn.Module, optimizer: Optimizer) -> None:
 def load_dense(directory: Path, model: nn.Module, optimizer: Optimizer | None = None) -> None:
     """Load what `save_dense` wrote; with an optimizer, its state too.
 
-    Raises CheckpointError if the file is missing, damaged or of another model.
+    Raises CheckpointError if the file is missing or damaged, OtherModelError if it is of another model.
     """
     path = directory / FILE
     try:
@@ -70,7 +74,7 @@ def _load_model(path: Path, model: nn.Module, saved: dict[str, Tensor]) -> None:
         if saved[name].shape != present[name].shape
     )
     if wrong:
-        raise CheckpointError(
+        raise OtherModelError(
             f"{path}: holds another model than the config builds; they differ in {', '.join(wrong[:3])}"
         )
     model.load_state_dict(saved)

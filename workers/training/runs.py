@@ -139,4 +139,5 @@ def _learning(config: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in ("cluster", "checkpoint", "runs")}
     data = {key: value for key, value in kept.get("data", {}).items() if key not in ("root", "prefetch_batches")}
     client = {**config.get("cluster", {}).get("client", {})}
-    return {**kept, "data": data, "staleness": client.get("staleness"), "wire": client.get("wire")}
+    begun = {name: config.get("checkpoint", {}).get(name) for name in ("start_from", "mapping")}
+    return {**kept, **begun, "data": data, "staleness": client.get("staleness"), "wire": client.get("wire")}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from ps.client import Client
 from workers.config import Config
 from workers.samples.batch import Batch
 from workers.samples.dataset import Dataset
-from workers.training.dense import load_dense, save_dense
+from workers.training.dense import OtherModelError, load_dense, save_dense
 from workers.training.evaluation import Predictions, predict
 from workers.training.feed import Feed, feeds
 from workers.training.lifetimes import clicks_of, due_evictions, event_time_of
@@ -133,11 +134,11 @@ class Trainer:
         self._checkpoint()
         return self._checkpoint_directory()
 
-    def restore(self, directory: Path, *, weights_only: bool = False) -> None:
-        """Return to a checkpoint's cut, to the same bits; with `weights_only` position and schedule stay."""
-        if self.world.is_first:
-            self.client.restore(str(directory.absolute()))
-        self.world.barrier()
+    def restore(self, directory: Path, *, weights_only: bool = False, mapping: Mapping[str, Any] | None = None) -> None:
+        """Return to a checkpoint's cut, to the same bits; with `weights_only` position and schedule stay. mapping: of
+        names, where the checkpoint is of another recipe; see Client.restore. What is not as it was is reported.
+        """
+        self._restore_rows(directory, mapping)
         load_dense(directory, self.scorer.bare_model, None if weights_only else self.optimizer)
         if not weights_only:
             state = json.loads((directory / POSITION_FILE).read_text())
@@ -145,6 +146,20 @@ class Trainer:
             self.position = Position(**state["position"])
             if self.schedule is not None and state["schedule"] is not None:
                 self.schedule.load(state["schedule"])
+
+    def start_from(self, directory: Path, mapping: Mapping[str, Any]) -> None:
+        """Begin with the rows and the tower of another run's checkpoint; a tower of another shape stays as it is."""
+        self._restore_rows(directory, mapping)
+        try:
+            load_dense(directory, self.scorer.bare_model)
+        except OtherModelError as error:
+            self.reporter.say(f"{error}; the tower starts at its initial weights")
+
+    def _restore_rows(self, directory: Path, mapping: Mapping[str, Any] | None) -> None:
+        if self.world.is_first:
+            for change in self.client.restore(str(directory.absolute()), mapping=mapping).changes:
+                self.reporter.say(f"{directory}: {change}")
+        self.world.barrier()
 
     def _epoch(self) -> None:
         """The rest of the present epoch, with the evaluations and checkpoints that fall into it."""

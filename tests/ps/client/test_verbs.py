@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import ps
+from ps.mapping import Restored
 from tests.ps.client.conftest import fresh_keys
 
 
@@ -156,7 +157,7 @@ def test_save_and_restore(client, tmp_path):
     epoch = client.routing.epoch
     client.push("user", keys, gradients_for(keys, seed=2), step=2)
     client.push("user", fresh_keys(5), gradients_for(range(5)), step=3)
-    assert client.restore(str(tmp_path)) == total
+    assert client.restore(str(tmp_path)) == Restored(total, ())
     assert client.routing.epoch > epoch
     np.testing.assert_array_equal(client.pull("user", keys), saved)
     client.push("user", keys, np.ones((60, 4), np.float32), step=2, learning_rate=1.0).wait()
