@@ -126,8 +126,10 @@ def write_manifest(
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        _sync_folder(folder)  # the files that it names, those of others in the folder too
         temporary.rename(folder / MANIFEST)
         _sync_folder(folder)
+        _sync_folder(folder.parent)
     except OSError as error:
         raise CheckpointError(f"cannot write {folder / MANIFEST}: {error.strerror}") from error
     kept = {part["file"] for part in manifest.parts}

@@ -8,6 +8,7 @@ metadata["param_groups"]     JSON, the optimizer's groups without their tensors
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ def save_dense(directory: Path, model: nn.Module, optimizer: Optimizer) -> None:
     target = directory / FILE
     temporary = target.with_suffix(".tmp")
     save_file(tensors, temporary, metadata={"param_groups": json.dumps(state["param_groups"])})
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
     temporary.replace(target)
 
 
