@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ps.client import Client
+    from ps.durability import Durability
     from ps.errors import (
         CheckpointError,
         ExpiredError,
+        JournalError,
         MemoryLimitError,
         NonFiniteError,
         OverloadedError,
@@ -84,6 +86,7 @@ __all__ = [
     "Constant",
     "Counts",
     "Delete",
+    "Durability",
     "Evict",
     "Eviction",
     "ExpiredError",
@@ -92,6 +95,7 @@ __all__ = [
     "FoldRows",
     "Future",
     "GroupOptions",
+    "JournalError",
     "LocalCluster",
     "Lookup",
     "Map",
@@ -135,9 +139,11 @@ __all__ = [
 # Imported on first use: a configuration file is read, or a message parsed, without the kernels' compiler.
 _PLACES: dict[str, tuple[str, ...]] = {
     "ps.client": ("Client",),
+    "ps.durability": ("Durability",),
     "ps.errors": (
         "CheckpointError",
         "ExpiredError",
+        "JournalError",
         "MemoryLimitError",
         "NonFiniteError",
         "OverloadedError",

@@ -3,8 +3,8 @@ gRPC.
 
     names        namespace "weir-NAME": actors "coordinator", "shard-0", "shard-1", ...
     placement    SPREAD over the nodes that offer the custom resource `ps` (one unit a shard); PACK where none does
-    restarts     Ray starts a dead shard anew, on any port. It comes back empty: clients get RowsLostError until
-    `restore`
+    restarts     Ray starts a dead shard anew, on any port. With a journal it comes back with all that it had and goes
+    on; else it is empty: clients get RowsLostError until `restore`
 
 The caller has joined Ray (`ps/session.py`). Calls block; none longer than its stated seconds.
 """
@@ -14,10 +14,13 @@ from __future__ import annotations
 import gc
 import os
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -29,20 +32,22 @@ from ps import control
 from ps.client import Client
 from ps.coordinator import Coordinator, Lease
 from ps.coordinator_metrics import coordinator_registry
-from ps.errors import NoClusterError, RequestError, UnavailableError, WeirError, from_wire, to_wire
+from ps.errors import RequestError, UnavailableError, WeirError, to_wire
 from ps.memory_limits import check_limits, thresholds_here
 from ps.metrics import Endpoint
 from ps.options import ClientOptions
+from ps.placement import journal_folder
+from ps.ray_directory import CALL_SECONDS, RayDirectory, find_coordinator, namespace
 from ps.routing import Routing
 from ps.server import ShardServer
 from ps.spec import ClusterSpec
 from ps.transport import GrpcTransport
 from ps.user_modules import load_modules
 from ps.wire import weir_pb2 as pb
+from ps.work import open_shard
 
 T = TypeVar("T")
 RENEW_SECONDS = 2.0
-CALL_SECONDS = 10.0  # one call to the coordinator
 START_SECONDS = 120.0
 STOP_SECONDS = 20.0
 # Each shard has one thread of work, so one thread is what any library inside it may have.
@@ -60,9 +65,11 @@ class CoordinatorActor:
         host = "127.0.0.1" if on_loopback else ray.util.get_node_ip_address()
         self._metrics_address = f"{host}:{Endpoint(coordinator_registry(self._coordinator), host, 0).port}"
 
-    def renew(self, shard: int, *, address: str, incarnation: int, routing: bytes, pid: int, node: str) -> None:
+    def renew(
+        self, shard: int, *, address: str, incarnation: int, routing: bytes, pid: int, node: str, recovered: bool
+    ) -> None:
         held = Routing.from_message(pb.Routing.FromString(routing)) if routing else None
-        self._coordinator.renew(Lease(shard, address, incarnation, held, pid, node, time.monotonic()))
+        self._coordinator.renew(Lease(shard, address, incarnation, held, pid, node, time.monotonic(), recovered))
 
     def routing(self) -> Any:
         return _outcome(lambda: self._coordinator.routing().to_message().SerializeToString())
@@ -110,13 +117,24 @@ class CoordinatorActor:
 class ShardActor:
     """A shard's gRPC server in a process of its own, and the thread that renews its lease."""
 
-    def __init__(self, name: str, shard: int, on_loopback: bool = False) -> None:
+    def __init__(
+        self, name: str, shard: int, on_loopback: bool = False, journal: str | None = None, fresh: bool = False
+    ) -> None:
+        """journal: folder of the shard's journal on its node. fresh: drop what it has, at the first start."""
         self._name = name
         self._shard = shard
         self._incarnation = secrets.randbits(63)
         self._node = ray.util.get_node_ip_address()
         host = "127.0.0.1" if on_loopback else self._node
-        self._server = ShardServer(host=host, port=0, thresholds=partial(thresholds_here, ray=True))
+        again = ray.get_runtime_context().was_current_actor_reconstructed
+        self._journal = folder = None if journal is None else Path(journal)
+        self._server = ShardServer(
+            host=host,
+            port=0,
+            thresholds=partial(thresholds_here, ray=True),
+            shard=lambda observe: open_shard(folder, observe=observe, takes_over=again, fresh=fresh and not again),
+        )
+        self._recovered = self._server.work.shard.holding is not None
         gc.freeze()  # as ps/process.py
         self._renewing = threading.Thread(target=self._renew_forever, name="weir-lease", daemon=True)
         self._renewing.start()
@@ -124,6 +142,12 @@ class ShardActor:
     def address(self) -> str:
         """Once it is up."""
         return self._server.address
+
+    def forget(self) -> None:
+        """End the shard, and delete its journal."""
+        self._server.stop()
+        if self._journal is not None:
+            shutil.rmtree(self._journal, ignore_errors=True)
 
     def _renew_forever(self) -> None:
         coordinator = None
@@ -140,59 +164,13 @@ class ShardActor:
                         routing=routing,
                         pid=os.getpid(),
                         node=self._node,
+                        recovered=self._recovered,
                     ),
                     timeout=CALL_SECONDS,
                 )
             except (WeirError, RayError):
                 coordinator = None  # restarting, or not there yet: shards go on without it
             time.sleep(RENEW_SECONDS)
-
-
-class RayDirectory:
-    """Asks the coordinator where the shards are."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._coordinator: Any = None
-
-    def routing(self) -> Routing:
-        return self._routing("routing")
-
-    def propose(self) -> Routing:
-        return self._routing("propose")
-
-    def commit(self, routing: Routing) -> None:
-        self.ask("commit", routing.epoch)
-
-    def ask(self, method: str, *args: Any) -> Any:
-        """The outcome of a call to the coordinator. Raises UnavailableError when it does not answer."""
-        try:
-            if self._coordinator is None:
-                self._coordinator = find_coordinator(self.name)
-            outcome = ray.get(getattr(self._coordinator, method).remote(*args), timeout=CALL_SECONDS)
-        except (RayActorError, GetTimeoutError) as error:
-            self._coordinator = None
-            raise UnavailableError(
-                f"the coordinator of cluster {self.name!r} does not answer ({type(error).__name__}); shards go on"
-            ) from error
-        if isinstance(outcome, tuple) and outcome[0] != "ok":
-            raise from_wire(*outcome)
-        return outcome[1] if isinstance(outcome, tuple) else outcome
-
-    def _routing(self, method: str) -> Routing:
-        return Routing.from_message(pb.Routing.FromString(self.ask(method)))
-
-
-def namespace(name: str) -> str:
-    return f"weir-{name}"
-
-
-def find_coordinator(name: str) -> Any:
-    """The coordinator's handle. Raises UnavailableError when there is no such cluster."""
-    try:
-        return ray.get_actor("coordinator", namespace=namespace(name))
-    except ValueError:
-        raise NoClusterError(f"no cluster {name!r} runs in this Ray; `weir up CONFIG` starts one") from None
 
 
 def start_cluster(
@@ -202,11 +180,13 @@ def start_cluster(
     *,
     cpus_per_shard: float = 0.5,
     on_loopback: bool = False,
+    fresh: bool = False,
     start_seconds: float = START_SECONDS,
 ) -> RayDirectory:
     """Start shards and coordinator, and wait until they are ready. They outlive this process; `stop_cluster` ends them.
 
-    on_loopback: listen on 127.0.0.1 only, for a Ray of one machine; else on the node's own address.
+    on_loopback: listen on 127.0.0.1 only, for a Ray of one machine; else on the node's own address. fresh: drop what
+    journals of this name have, instead of beginning with it.
 
     Raises RequestError when the name is taken, or the nodes cannot hold the shards or their tables' memory limits,
     UnavailableError when they are not up in time.
@@ -219,6 +199,8 @@ def start_cluster(
         check_limits(spec, shards, thresholds_here(ray=True))
     deadline = time.monotonic() + start_seconds
     bundle, strategy = _bundle(shards, cpus_per_shard)
+    folders = [journal_folder(spec, name, shard) for shard in range(shards)]
+    journals = [None if folder is None else str(folder) for folder in folders]
     group = placement_group([bundle] * shards, strategy=strategy, name=namespace(name), lifetime="detached")
     coordinator = None
     try:
@@ -252,7 +234,7 @@ def start_cluster(
                 runtime_env=_ENVIRONMENT,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=shard),
             )
-            .remote(name, shard, on_loopback)
+            .remote(name, shard, on_loopback, journals[shard], fresh)
             for shard in range(shards)
         ]
         ray.get([actor.address.remote() for actor in actors], timeout=max(0.1, deadline - time.monotonic()))
@@ -311,10 +293,16 @@ def reassign_cluster(name: str) -> None:
     directory.commit(routing)
 
 
-def stop_cluster(name: str) -> None:
-    """End all actors of a cluster, and their rows with them. Raises UnavailableError when there is none."""
+def stop_cluster(name: str, *, forget: bool = False) -> None:
+    """End all actors of a cluster, and their rows with them. Journals stay, for whoever starts it again; forget:
+    delete them too. Raises UnavailableError when there is none.
+    """
     directory = RayDirectory(name)
     shards = len(directory.ask("describe")["shards"])
+    if forget and cluster_spec(name).durability.keeps_journal:
+        with suppress(ValueError, RayError):
+            actors = [ray.get_actor(f"shard-{shard}", namespace=namespace(name)) for shard in range(shards)]
+            ray.get([actor.forget.remote() for actor in actors], timeout=STOP_SECONDS)
     _remove(name, directory.ask("group"), shards)
 
 

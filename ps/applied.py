@@ -74,9 +74,9 @@ class Applied:
         known.bits[buckets] = kept | (np.uint64(1) << np.maximum(age, 0).astype(np.uint64))
         known.highest[buckets] = np.maximum(known.highest[buckets], sequence)
 
-    def expire(self, *, now: float, max_clients: int, max_idle_seconds: float) -> int:
-        """Drop the windows of clients quiet for longer, and the longest quiet ones beyond `max_clients`. Returns how
-        many.
+    def expire(self, *, now: float, max_clients: int, max_idle_seconds: float) -> list[int]:
+        """Drop the windows of clients quiet for longer, and the longest quiet ones beyond `max_clients`. Returns their
+        ids.
         """
         by_quiet = sorted(self._clients, key=lambda client: self._clients[client].last_seen)
         excess = max(0, len(by_quiet) - max_clients)
@@ -85,10 +85,14 @@ class Applied:
             for place, client in enumerate(by_quiet)
             if place < excess or now - self._clients[client].last_seen > max_idle_seconds
         ]
-        for client in gone:
-            del self._clients[client]
+        self.drop_clients(gone)
+        return gone
+
+    def drop_clients(self, ids: list[int]) -> None:
+        """Drop the windows of these clients and refuse them from now on."""
+        for client in ids:
+            self._clients.pop(client, None)
             self._remember_expired(client)
-        return len(gone)
 
     def _remember_expired(self, client: int) -> None:
         self._expired[client] = None

@@ -69,6 +69,7 @@ class Client:
             retry=self.options.retry,
             tally=self._tally,
             share_from_bytes=self.options.share_from_bytes,
+            recovery_seconds=spec.durability.recovery_seconds if spec.durability.keeps_journal else 0.0,
         )
         self._unsettled = Unsettled(self._connection)
         self._caches: dict[str, HotCache] = {}

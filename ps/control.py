@@ -49,6 +49,29 @@ def assign(transport: Transport, spec: ClusterSpec, routing: Routing) -> None:
     call_all(transport, routing.addresses, "Assign", messages, ASSIGN_SECONDS)
 
 
+def first_routing(transport: Transport, spec: ClusterSpec, addresses: Sequence[str]) -> Routing:
+    """The routing to assign to shards that were just started: equal ranges of buckets, or that which their journals
+    had, at their addresses of now. Raises RequestError where these do not fit together.
+    """
+    found = statuses(transport, addresses, timeout_seconds=ASSIGN_SECONDS)
+    known = {shard: status for shard, status in enumerate(found) if status is not None and status.cluster_spec}
+    if not known:
+        return Routing.initial(spec.num_buckets, addresses)
+    newest = Routing.from_message(max(known.values(), key=lambda status: status.routing.epoch).routing)
+    place = f"the journals in {spec.durability.directory}"
+    if len(known) < len(addresses) or newest.num_shards != len(addresses):
+        raise RequestError(
+            f"{place} are those of {newest.num_shards} shards, of which {len(known)} were found; this cluster has "
+            f"{len(addresses)}: start it with {newest.num_shards}, or name another durability.directory"
+        )
+    if any(read_spec(status, addresses[shard]).rows_only() != spec.rows_only() for shard, status in known.items()):
+        raise RequestError(
+            f"{place} were written with other tables, buckets or seed; use the configuration that wrote them, or name "
+            "another durability.directory"
+        )
+    return Routing(newest.epoch + 1, newest.owners, tuple(addresses))
+
+
 def statuses(
     transport: Transport, addresses: Sequence[str], timeout_seconds: float = STATUS_SECONDS
 ) -> list[pb.StatusReply | None]:

@@ -3,7 +3,8 @@
 A shard process draws a random incarnation when it starts and renews its lease every few seconds, saying where it
 listens and which epoch it holds. The coordinator remembers which incarnation it gave which buckets: another one in
 its place holds no rows, and the shard counts as lost until a restore commits a new epoch. A coordinator that was
-restarted itself takes routing over from the first renewals; shards and clients go on meanwhile.
+restarted itself takes routing over from the first renewals; shards and clients go on meanwhile. A process that
+recovered its shard from a journal takes its predecessor's place at once: the same epoch and buckets, another address.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from ps.routing import Routing
 
 @dataclass(frozen=True)
 class Lease:
-    """What a shard process said last. routing: that which it holds, None before its first Assign."""
+    """What a shard process said last. routing: that which it holds, None before its first Assign. recovered: whether
+    it has all that its predecessor had.
+    """
 
     shard: int
     address: str
@@ -27,6 +30,7 @@ class Lease:
     pid: int
     node: str
     renewed_at: float
+    recovered: bool = False
 
 
 class Coordinator:
@@ -121,5 +125,11 @@ class Coordinator:
         """After a restart of the coordinator: what the shards hold is what was committed."""
         if self._routing is None and self._proposed is None:
             self._routing = routing
-        if self._routing is not None and lease.shard not in self._holders and routing.epoch == self._routing.epoch:
+        if self._routing is None or routing.epoch != self._routing.epoch:
+            return
+        if lease.shard not in self._holders or lease.recovered:
             self._holders[lease.shard] = lease.incarnation
+        addresses = list(self._routing.addresses)
+        if self._holders[lease.shard] == lease.incarnation and addresses[lease.shard] != lease.address:
+            addresses[lease.shard] = lease.address
+            self._routing = Routing(self._routing.epoch, self._routing.owners, tuple(addresses))

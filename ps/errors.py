@@ -80,6 +80,12 @@ class CheckpointError(RequestError):
     code = "DATA_LOSS"
 
 
+class JournalError(WeirError):
+    """A journal that cannot be read, or not be written. Nothing that was not written has been acknowledged."""
+
+    code = "DATA_LOSS"
+
+
 def _classes(root: type[WeirError]) -> dict[str, type[WeirError]]:
     found = {root.__name__: root}
     for child in root.__subclasses__():

@@ -161,6 +161,8 @@ def _run(
         for buckets in unmarked.pop(table, []):
             for client, sequence in identities:
                 holding.applied[table].mark(client, sequence, buckets, now=now)
+            if holding.changes is not None:
+                holding.changes.mark(table, identities, buckets)
 
     try:
         for number, plan in enumerate(plans):

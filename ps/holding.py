@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ps.applied import Applied
 from ps.errors import RequestError, WrongEpochError
+from ps.journal.changes import Changes
 from ps.psfunc import BucketNumbers, Counts
 from ps.psfuncs.compiled import row_psfuncs
 from ps.record import Record
@@ -38,6 +39,7 @@ class Holding:
             for name, table in spec.tables.items()
         }
         self.counts = Counts()  # of all updates so far
+        self.changes: Changes | None = None  # gathers what a journal writes
         self.applied = {name: Applied(spec.num_buckets) for name in spec.tables}
         self.evictions = {
             name: Evictor(table) for name, table in self.tables.items() if table.spec.eviction is not None
@@ -93,15 +95,23 @@ class Holding:
 
     def records(self) -> Iterator[Record]:
         """Every row of the owned buckets and what was applied to them, bucket by bucket."""
-        for name, table in self.tables.items():
-            layout = table.image_layout()
+        for name in self.tables:
             for bucket in self.owned.tolist():
-                once = (self.applied[name].entries(bucket), table.admission.save(bucket))
-                for keys, images in table.read_images(bucket):
-                    yield Record(name, bucket, layout, keys, images, *once)
-                    once = (b"", b"")
-                if any(once):
-                    yield Record(name, bucket, layout, np.empty(0, np.uint64), np.empty((0, 0), np.uint8), *once)
+                yield from self._records(name, bucket)
+
+    def records_of(self, bucket: int) -> Iterator[Record]:
+        """The same of one bucket, of all tables."""
+        for name in self.tables:
+            yield from self._records(name, bucket)
+
+    def _records(self, name: str, bucket: int) -> Iterator[Record]:
+        table = self.tables[name]
+        layout, once = table.image_layout(), (self.applied[name].entries(bucket), table.admission.save(bucket))
+        for keys, images in table.read_images(bucket):
+            yield Record(name, bucket, layout, keys, images, *once)
+            once = (b"", b"")
+        if any(once):
+            yield Record(name, bucket, layout, np.empty(0, np.uint64), np.empty((0, 0), np.uint8), *once)
 
     def layouts(self) -> dict[str, str]:
         """The row layout of each table, as text."""

@@ -11,6 +11,10 @@ weir_refused_keys_total{table,why}   keys that got no row: admission, memory_lim
 weir_memory_limit_bytes{table}       0: none
 weir_refused_total{reason}           messages: error (answered with one), overloaded (queue full), malformed
 weir_routing_epoch                   0 before the first Assign
+weir_journal_backlog_bytes           that wait for the disk; no updates are taken beyond durability.backlog_bytes
+weir_journal_replay_bytes            written since the last snapshot: what a recovery would replay
+weir_journal_in_trouble              1 while the journal cannot be written, so that no update is acknowledged
+weir_journal_snapshots_total         completed
 """
 
 from __future__ import annotations
@@ -97,6 +101,12 @@ class _ShardCollector(Collector):
         refused.add_metric(["overloaded"], work.num_overloaded)
         refused.add_metric(["malformed"], self._metrics.num_malformed)
         yield refused
+        if (journal := shard.journal) is not None:
+            yield GaugeMetricFamily("weir_journal_backlog_bytes", "Bytes that wait for the disk", journal.backlog_bytes)
+            replay = journal.bytes_since_snapshot
+            yield GaugeMetricFamily("weir_journal_replay_bytes", "Bytes since the last snapshot", replay)
+            yield GaugeMetricFamily("weir_journal_in_trouble", "Cannot be written", float(bool(journal.trouble)))
+            yield CounterMetricFamily("weir_journal_snapshots", "Completed snapshots", journal.num_snapshots)
         holding = shard.holding
         epoch = 0 if holding is None else holding.routing.epoch
         yield GaugeMetricFamily("weir_routing_epoch", "Routing epoch", epoch)

@@ -9,13 +9,17 @@ with LocalCluster(spec, shards=2, placement="process") as cluster:   several cli
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
@@ -25,22 +29,35 @@ from ps.errors import RequestError, UnavailableError
 from ps.memory_limits import check_limits, thresholds_here
 from ps.options import ClientOptions
 from ps.routing import Routing
-from ps.shard import Shard
 from ps.spec import ClusterSpec, TableSpec
 from ps.transport import GrpcTransport, InProcessTransport, Transport
 from ps.user_modules import load_modules
-from ps.work import WorkThread
+from ps.work import WorkThread, open_shard
 
 Placement: TypeAlias = Literal["in-process", "process"]
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
+_LOOK_SECONDS = 0.05
+_log = logging.getLogger("weir.placement")
 
 
 class ShardProcess:
     """One shard process on the loopback. It ends when this process ends, however that happens."""
 
-    def __init__(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        journal: Path | None = None,
+        fresh: bool = False,
+        takes_over: bool = False,
+    ) -> None:
+        """journal, fresh, takes_over: as ps.work.open_shard has them."""
         self._command = [sys.executable, "-m", "ps.process", "--host", host, "--port", str(port), "--stop-at-eof"]
+        if journal is not None:
+            self._command += ["--journal", str(journal)]
+        self._command += ["--fresh"] * fresh + ["--takes-over"] * takes_over
         # The pipe to its standard input is never written to: the kernel closes it with this process, and the shard
         # stops.
         self.process = subprocess.Popen(
@@ -93,14 +110,56 @@ class ShardProcess:
         return where
 
 
+class Reviver:
+    """A thread that starts shard processes anew that died: on the same port, with their journals."""
+
+    def __init__(self, processes: list[ShardProcess], journals: Sequence[Path | None]) -> None:
+        """processes: replaced in place. One that ends before it listens is left: its journal cannot be read."""
+        self.num_revived = 0
+        self._processes, self._journals = processes, journals
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="weir-reviver", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Start none from now on."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        given_up: set[int] = set()
+        while not self._stopping.wait(_LOOK_SECONDS):
+            for shard, process in enumerate(self._processes):
+                if shard in given_up or process.process.poll() is None:
+                    continue
+                port = int(process.address.rpartition(":")[2])
+                process.stop()
+                self._processes[shard] = ShardProcess(port=port, journal=self._journals[shard], takes_over=True)
+                try:
+                    _ = self._processes[shard].address
+                    self.num_revived += 1
+                except UnavailableError as error:
+                    _log.error("shard %d cannot be started anew: %s", shard, error)
+                    given_up.add(shard)
+
+
 class LocalCluster:
     """Shards on this machine, assigned and ready. `close` ends them, and their rows with them."""
 
     def __init__(
-        self, spec: ClusterSpec, *, shards: int = 1, placement: Placement = "in-process", name: str = "local"
+        self,
+        spec: ClusterSpec,
+        *,
+        shards: int = 1,
+        placement: Placement = "in-process",
+        name: str = "local",
+        fresh: bool = False,
     ) -> None:
-        """Raises RequestError for a number of shards that the buckets do not allow, or memory limits that the machine
-        does not.
+        """With journals, begins with what those of this name have; a shard process that dies is started anew, and has
+        then what it had. fresh: drop what the journals have, and drop them at the end.
+
+        Raises RequestError for a number of shards that the buckets do not allow, memory limits that the machine does
+        not, or journals of another spec, JournalError for damaged ones.
         """
         if placement not in ("in-process", "process"):
             raise RequestError(f"placement {placement!r} is unknown; known: in-process, process")
@@ -110,20 +169,26 @@ class LocalCluster:
         load_modules(spec.psfunc_modules)
         self.spec = spec
         self.name = name
+        self._fresh = fresh
         self.processes: list[ShardProcess] = []
         self._hosts: dict[str, WorkThread] = {}
+        self._reviver: Reviver | None = None
+        self._journals = journals = [journal_folder(spec, name, shard) for shard in range(shards)]
         try:
             if placement == "process":
-                self.processes = [ShardProcess() for _ in range(shards)]
+                self.processes = [ShardProcess(journal=journal, fresh=fresh) for journal in journals]
                 self.addresses = tuple(process.address for process in self.processes)
             else:
-                self._hosts = {f"in-process:{shard}": WorkThread(Shard()) for shard in range(shards)}
+                for shard, journal in enumerate(journals):
+                    self._hosts[f"in-process:{shard}"] = WorkThread(open_shard(journal, fresh=fresh))
                 self.addresses = tuple(self._hosts)
             transport = self._transport()
             try:
-                control.assign(transport, spec, Routing.initial(spec.num_buckets, self.addresses))
+                control.assign(transport, spec, control.first_routing(transport, spec, self.addresses))
             finally:
                 transport.close()
+            if self.processes and spec.durability.keeps_journal:
+                self._reviver = Reviver(self.processes, journals)
         except BaseException:
             self.close()
             raise
@@ -133,11 +198,16 @@ class LocalCluster:
         return self._connect(options, owns_cluster=False)
 
     def close(self) -> None:
-        """End all shards."""
+        """End all shards. Journals stay, for whoever starts them again, unless they began `fresh`."""
+        if self._reviver is not None:
+            self._reviver.stop()
         for process in self.processes:
             process.stop()
         for host in self._hosts.values():
             host.close()
+        for journal in self._journals if self._fresh else []:
+            if journal is not None:
+                shutil.rmtree(journal, ignore_errors=True)
 
     def __enter__(self) -> LocalCluster:
         return self
@@ -156,6 +226,14 @@ class LocalCluster:
         on_close = self.close if owns_cluster else None
         routing = directory.routing()
         return Client(self.spec, transport, directory, routing, options, cluster=self.name, on_close=on_close)
+
+
+def journal_folder(spec: ClusterSpec, name: str, shard: int) -> Path | None:
+    """Where a shard's journal lies; None where the spec asks for none."""
+    if not spec.durability.keeps_journal:
+        return None
+    assert spec.durability.directory is not None
+    return Path(spec.durability.directory).absolute() / name / f"shard-{shard:04d}"
 
 
 def local(

@@ -1,4 +1,4 @@
-"""A shard process: `python -m ps.process [--host H] [--port P] [--metrics-port P]`.
+"""A shard process: `python -m ps.process [--host H] [--port P] [--metrics-port P] [--journal DIR]`.
 
 Prints one line of JSON when it listens, {"port", "address", "metrics_address", "pid"}, and runs until SIGTERM or
 Ctrl-C. With
@@ -15,9 +15,11 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 from ps.errors import WeirError
 from ps.server import ShardServer
+from ps.work import open_shard
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,11 +28,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on (default: loopback only)")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--metrics-port", type=int, default=0, help="of the Prometheus endpoint; 0 takes a free one")
+    parser.add_argument("--journal", type=Path, help="folder of the shard's journal; what it has is recovered")
+    parser.add_argument("--fresh", action="store_true", help="drop what the journal has")
+    parser.add_argument("--takes-over", action="store_true", help="end a process that still has the journal")
     parser.add_argument("--stop-at-eof", action="store_true", help="end when standard input closes")
     options = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
-        server = ShardServer(host=options.host, port=options.port, metrics_port=options.metrics_port)
+        opening = {"takes_over": options.takes_over, "fresh": options.fresh}
+        server = ShardServer(
+            host=options.host,
+            port=options.port,
+            metrics_port=options.metrics_port,
+            shard=lambda observe: open_shard(options.journal, observe=observe, **opening),
+        )
     except WeirError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -139,13 +139,17 @@ class Connection:
         retry: RetryOptions,
         tally: Tally,
         share_from_bytes: int | None = None,
+        recovery_seconds: float = 0.0,
     ) -> None:
-        """share_from_bytes: arrays of a message that take so many bytes go to shared memory; None: never."""
+        """share_from_bytes: arrays of a message that take so many bytes go to shared memory; None: never.
+        recovery_seconds: how long a shard that died may take to come back; 0: it does not.
+        """
         self.cluster = cluster
         self.transport = transport
         self.directory = directory
         self.routing = routing
         self.retry = retry
+        self.recovery_seconds = recovery_seconds
         self.tally = tally
         self.later = Later()
         self.sender = Sender()
@@ -167,7 +171,8 @@ class Connection:
             return  # shards go on without their coordinator; the try that follows says what is missing
         finally:
             self._asked_at = time.monotonic()
-        if found.epoch > self.routing.epoch:
+        moved = found.epoch == self.routing.epoch and found.addresses != self.routing.addresses
+        if found.epoch > self.routing.epoch or moved:
             self.routing = found
 
     def pool_for(self, address: str) -> Pool | None:
@@ -264,7 +269,8 @@ class Round:
         retry, now = self._connection.retry, time.monotonic()
         if part.failing_since is None:
             part.failing_since = now
-        patience = retry.overloaded_seconds if isinstance(error, OverloadedError) else retry.unavailable_seconds
+        unavailable_seconds = max(retry.unavailable_seconds, self._connection.recovery_seconds)
+        patience = retry.overloaded_seconds if isinstance(error, OverloadedError) else unavailable_seconds
         retriable = isinstance(error, OverloadedError | WrongEpochError | UnavailableError | NotSharedError)
         if not retriable or isinstance(error, TimedOutError | ClosedError) or now - part.failing_since >= patience:
             self._fail(self._explained(part, error))
@@ -324,10 +330,10 @@ class Round:
         if isinstance(error, ClosedError):
             return UnavailableError(f"{place}: {error} before it answered")
         if isinstance(error, UnavailableError):
-            return UnavailableError(
-                f"{place} cannot be reached after {part.tries} tries ({error}); "
-                "its rows are gone if its process died: start the cluster again and restore a checkpoint"
-            )
+            remedy = "its rows are gone if its process died: start the cluster again and restore a checkpoint"
+            if self._connection.recovery_seconds:
+                remedy = "it should have come back with what its journal has: look at its log"
+            return UnavailableError(f"{place} cannot be reached after {part.tries} tries ({error}); {remedy}")
         if isinstance(error, OverloadedError):
             return OverloadedError(
                 f"{place} stayed overloaded for {part.tries} tries ({error}); add shards or slow down"

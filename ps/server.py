@@ -19,7 +19,7 @@ import grpc
 from ps.errors import METADATA_KEY, RequestError, WeirError, to_wire
 from ps.memory_limits import Threshold, thresholds_here
 from ps.metrics import Metrics
-from ps.shard import Shard
+from ps.shard import Observer, Shard
 from ps.synchronous import MAX_WORLD
 from ps.wire import MAX_MESSAGE_BYTES, weir_pb2_grpc
 from ps.wire import weir_pb2 as pb
@@ -34,8 +34,8 @@ class ShardServer:
     """A shard that listens. Not assigned yet: the coordinator, or whoever started it, sends Assign.
 
     host: loopback by default; there is no authentication, so bind other interfaces inside a trusted network only. port,
-    metrics_port: 0 takes a free one; metrics_port None opens no endpoint. thresholds: as WorkThread has them. Raises
-    RequestError for a port in use.
+    metrics_port: 0 takes a free one; metrics_port None opens no endpoint. thresholds: as WorkThread has them. shard:
+    makes the shard, which is told whom to report messages to. Raises RequestError for a port in use.
     """
 
     def __init__(
@@ -47,8 +47,10 @@ class ShardServer:
         capacity: int = DEFAULT_CAPACITY,
         advertised_host: str | None = None,
         thresholds: Callable[[], Sequence[Threshold]] = thresholds_here,
+        shard: Callable[[Observer], Shard] = lambda observe: Shard(observe=observe),
     ) -> None:
         self.metrics = Metrics()
+        made = shard(self.metrics.observe)  # before anybody can connect: one that recovers takes its time
         self.metrics_address = ""
         self._server = grpc.server(
             ThreadPoolExecutor(capacity + MAX_WORLD + _SPARE_THREADS, thread_name_prefix="weir-grpc"),
@@ -75,7 +77,7 @@ class ShardServer:
         self.address = f"{shown}:{self.port}"
         if metrics_port is not None:
             self.metrics_address = f"{shown}:{self.metrics.serve(host, metrics_port)}"
-        self.work = WorkThread(Shard(observe=self.metrics.observe), capacity, thresholds)
+        self.work = WorkThread(made, capacity, thresholds)
         self.metrics.watch(self.work)
         weir_pb2_grpc.add_ShardServicer_to_server(_Servicer(self), self._server)  # type: ignore[no-untyped-call]
         self._server.start()

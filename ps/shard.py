@@ -4,6 +4,9 @@ futures.
     receive   a checked message of calls        assign    a place in the routing
     save      all rows as frames, to a sink     restore   all rows anew, from records
 
+With a journal (ps/journal/), what an update changed is given to it before the update ends, and whoever waits for the
+update is answered when the journal has it.
+
 Single-threaded: ps/work.py owns the thread. The order of work is that of ps/schedule.py; messages that only read are
 its reads, assign and restore want to be alone. A save counts as an update: reads go on, updates wait, so the file is
 one cut.
@@ -20,9 +23,12 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from ps import checkpoint
-from ps.errors import RequestError, WeirError, WrongEpochError
+from ps.errors import JournalError, RequestError, WeirError, WrongEpochError
 from ps.execution import execute, execute_group, is_new
 from ps.holding import Holding
+from ps.journal.journal import Journal
+from ps.journal.recovery import Recovered
+from ps.journal.snapshot import SnapshotWriter
 from ps.record import Record, encode_record
 from ps.request import CheckedRequest
 from ps.routing import Routing
@@ -38,6 +44,7 @@ _EXPIRE_EVERY_SECONDS = 60.0
 _log = logging.getLogger("weir.shard")
 
 Sink: TypeAlias = Callable[[bytes], bool]  # takes a piece of a file; False: full, offer it again later
+OpenJournal: TypeAlias = Callable[[Holding], Journal]
 Observer: TypeAlias = Callable[[str, float], None]  # kind "pull", "apply" or "other", seconds from arrival to answer
 
 
@@ -60,14 +67,22 @@ class Shard:
         max_clients: int = MAX_CLIENTS,
         max_idle_seconds: float = MAX_IDLE_SECONDS,
         observe: Observer = lambda kind, seconds: None,
+        recovered: Recovered | None = None,
+        open_journal: OpenJournal | None = None,
     ) -> None:
-        self.holding: Holding | None = None
+        """recovered: what a journal says of the shard that died here. open_journal: makes one for the first rows."""
+        self.holding: Holding | None = None if recovered is None else recovered.holding
+        self.journal: Journal | None = None if recovered is None else recovered.journal
+        self._open_journal = open_journal
         self.num_failed = 0  # messages answered with an error
         self._clock = clock
         self._observe = observe
         self._schedule = Schedule(clock, slice_seconds)
         self._groups: Groups[_Waiting] = Groups()
         self._group_steps: deque[tuple[int, int]] = deque(maxlen=64)  # (generation, step) applied last
+        if self.journal is not None:
+            self._group_steps.extend(self.journal.group_steps)
+            self._groups.generation = max((generation for generation, _ in self._group_steps), default=0)
         self._running: dict[Place, _Waiting] = {}  # messages of group steps that are being applied
         self._max_clients, self._max_idle_seconds = max_clients, max_idle_seconds
         self._expired_at = clock()
@@ -109,8 +124,8 @@ class Shard:
 
         def finished(reply: Any, error: Exception | None) -> None:
             self._observe(kind, self._clock() - arrived)
-            self._answer([answer], reply, error)
-            self._make_room(holding)
+            self._answer_update([answer], reply, error) if request.is_update else self._answer([answer], reply, error)
+            self._after_update(holding)
 
         self._add(mode, execute(holding, request, now=arrived), finished)
 
@@ -141,17 +156,22 @@ class Shard:
         places = [replace(place, rank=number) for number in range(place.world)]
         self._running.update(zip(places, ranks, strict=True))
 
+        def work() -> Generator[None, None, list[pb.Reply]]:
+            replies = yield from execute_group(holding, requests, now=arrived)
+            self._group_steps.append((place.generation, place.step))
+            if self.journal is not None:
+                self.journal.grouped(place.generation, place.step)
+            return replies
+
         def finished(replies: Any, error: Exception | None) -> None:
             for each in places:
                 del self._running[each]
-            if error is None:
-                self._group_steps.append((place.generation, place.step))
             self._observe("apply", self._clock() - arrived)
-            self._make_room(holding)
             for number, rank in enumerate(ranks):
-                self._answer(rank.answers, None if error else replies[number], error)
+                self._answer_update(rank.answers, None if error else replies[number], error)
+            self._after_update(holding)
 
-        self._add("update", execute_group(holding, requests, now=arrived), finished)
+        self._add("update", work(), finished)
 
     # Control.
 
@@ -161,7 +181,7 @@ class Shard:
         """
 
         def work() -> Generator[None, None, pb.AssignReply]:
-            if self.holding is not None and self.holding.spec != spec:
+            if self.holding is not None and self.holding.spec.rows_only() != spec.rows_only():
                 raise RequestError("this shard belongs to a cluster with another spec; stop it and start a new one")
             holding = self.holding
             if holding is None:
@@ -172,10 +192,18 @@ class Shard:
                 for waiting in self._groups.clear():
                     self._fail(waiting.answers, error)
             holding.move(routing, shard)
+            if self.journal is not None:
+                holding.spec = spec
+                self.journal.use(spec.durability)
+                self.journal.moved()
+            elif self._open_journal is not None and spec.durability.keeps_journal:
+                self.journal = self._open_journal(holding)
+            elif spec.durability.keeps_journal:
+                raise RequestError("the spec asks for a journal, and this shard was started without a folder for one")
             self.holding = holding
             return pb.AssignReply()
 
-        self._add("alone", work(), lambda result, error: self._answer([answer], result, error))
+        self._add("alone", work(), lambda result, error: self._answer_update([answer], result, error))
 
     def save(self, sink: Sink, answer: Future[dict[str, Any]]) -> None:
         """Give all rows to the sink as the frames of a file (ps/checkpoint.py). `answer`: what the manifest says of
@@ -212,9 +240,13 @@ class Shard:
             num_rows = 0
             for record in records:
                 num_rows += holding.load(record, now=self._clock())
+                if holding.changes is not None:
+                    holding.changes.forget()  # all rows are written at the end
                 yield
             for table, ids in expired.items():
                 holding.applied[table].load_expired(ids)
+            if self.journal is not None:
+                yield from self._journal_all(holding, self.journal)
             return num_rows
 
         self._add("alone", work(), lambda result, error: self._answer([answer], result, error))
@@ -228,17 +260,67 @@ class Shard:
             )
         return self.holding
 
-    def _make_room(self, holding: Holding) -> None:
-        """Begin to evict, between the requests, where a table nears its memory limit."""
+    def _after_update(self, holding: Holding) -> None:
+        """Begin what updates make necessary, between the requests: to evict, where a table nears its memory limit, and
+        to write all rows, where the journal has become long.
+        """
+        journal = self.journal
+        if journal is not None and journal.wants_snapshot:
+            self._snapshot_next(holding, journal.begin_snapshot(), deque(holding.owned.tolist()))
         for evictor in holding.evictions.values():
             running = evictor.make_room(holding.owned)
             if running is not None:
                 self._add("yielding", running, lambda result, error: self._answer([], result, error))
 
+    def _snapshot_next(self, holding: Holding, snapshot: SnapshotWriter, buckets: deque[int]) -> None:
+        """Write the next bucket; updates run between buckets."""
+        assert self.journal is not None
+        journal = self.journal
+
+        def work() -> Generator[None, None, None]:
+            if buckets and not snapshot.is_full:
+                yield from snapshot.write_bucket(buckets.popleft(), journal.next_number)
+
+        def finished(_: Any, error: Exception | None) -> None:
+            if error is not None or snapshot.failed:
+                _log.error("a snapshot of the journal was given up: %s", snapshot.failed or error)
+                snapshot.give_up()
+            elif buckets:
+                self._snapshot_next(holding, snapshot, buckets)
+            else:
+                snapshot.finish()
+
+        self._schedule.add(Job("update", work(), finished))
+
+    def _journal_all(self, holding: Holding, journal: Journal) -> Generator[None, None, None]:
+        """Write all rows instead of what changed, and wait for the disk."""
+        journal.changes.forget()
+        outcome: list[bool] = []
+        snapshot = journal.begin_snapshot(outcome.append)
+        for bucket in holding.owned.tolist():
+            yield from snapshot.write_bucket(bucket, journal.next_number)
+        snapshot.finish()
+        while not outcome:
+            time.sleep(0.001)
+            yield
+        if not outcome[0]:
+            raise JournalError(
+                f"the restored rows could not be written: {snapshot.failed}; free space and restore again"
+            )
+
     def _add(
         self, mode: Mode, running: Generator[None, None, Any], finished: Callable[[Any, Exception | None], None]
     ) -> None:
+        if self.journal is not None and mode != "read":
+            running = _logged(running, self.journal, each_slice=mode == "yielding")
         self._schedule.add(Job(mode, running, finished))
+
+    def _answer_update(self, answers: Iterable[Future[Any]], result: Any, error: Exception | None) -> None:
+        """`_answer`, once the journal has all that happened so far: also what was applied before and is sent again."""
+        if self.journal is None:
+            self._answer(answers, result, error)
+        else:
+            self.journal.after(lambda: self._answer(answers, result, error))
 
     def _answer(self, answers: Iterable[Future[Any]], result: Any, error: Exception | None) -> None:
         if error is not None:
@@ -261,8 +343,41 @@ class Shard:
         if self.holding is None or now - self._expired_at < _EXPIRE_EVERY_SECONDS:
             return
         self._expired_at = now
-        for applied in self.holding.applied.values():
-            applied.expire(now=now, max_clients=self._max_clients, max_idle_seconds=self._max_idle_seconds)
+        applied, journal = self.holding.applied, self.journal
+
+        def work() -> Generator[None, None, None]:
+            most, longest = self._max_clients, self._max_idle_seconds
+            gone = {
+                name: each.expire(now=now, max_clients=most, max_idle_seconds=longest) for name, each in applied.items()
+            }
+            if journal is not None and any(gone.values()):
+                journal.changes.note("expired", gone)
+            yield
+
+        self._add("update", work(), lambda result, error: self._answer([], result, error))
+
+
+def _logged(running: Generator[None, None, Any], journal: Journal, *, each_slice: bool) -> Generator[None, None, Any]:
+    """Run, then give to the journal what changed, also where it failed. each_slice: before every yield too, for other
+    updates may come between.
+    """
+    error, result = None, None
+    while True:
+        try:
+            next(running)
+        except StopIteration as stop:
+            result = stop.value
+            break
+        except Exception as failure:
+            error = failure
+            break
+        if each_slice:
+            journal.commit_now()
+        yield
+    yield from journal.commit()
+    if error is not None:
+        raise error
+    return result
 
 
 def _offer(sink: Sink, piece: bytes) -> Generator[None, None, None]:

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, WrapValidator, mode
 from pydantic_core import PydanticKnownError
 
 from ps.byte_sizes import ByteSize
+from ps.durability import Durability
 from ps.errors import RequestError
 from ps.lifetime import Admission, Always, BySlot, Eviction, Score
 from ps.row_code import Float64
@@ -325,7 +326,12 @@ class ClusterSpec(Spec):
     num_buckets: int = 256  # at least 64 per shard at the largest planned number of shards
     seed: int = 0
     psfunc_modules: tuple[str, ...] = ()  # users' modules: imported before the rest is read, for it may name theirs
+    durability: Durability = Durability()
     check: bool = False  # users' row functions are compiled with bounds checks: slower, to find mistakes
+
+    def rows_only(self) -> ClusterSpec:
+        """Without what may differ between two starts over the same rows."""
+        return self.model_copy(update={"durability": Durability(), "check": False})
 
     @model_validator(mode="before")
     @classmethod
@@ -336,6 +342,8 @@ class ClusterSpec(Spec):
     def _consistent(self) -> ClusterSpec:
         if not 1 <= self.num_buckets <= 1 << 20 or self.num_buckets & (self.num_buckets - 1):
             raise ValueError(f"num_buckets is {self.num_buckets}; it must be a power of two between 1 and {1 << 20}")
+        if self.durability.keeps_journal and not self.durability.directory:
+            raise ValueError("durability.directory: missing; mode 'journal' needs a folder for the journals")
         for name, table in self.tables.items():
             try:
                 table.with_slots({})

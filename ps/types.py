@@ -31,3 +31,14 @@ class Seen(NamedTuple):
 
 
 NOTHING_SEEN = Seen()
+
+
+class PushCounts(NamedTuple):
+    """Rows updated, rows made, rows left as they were because their next value was not finite, and keys that got no
+    row: not admitted, or no room.
+    """
+
+    applied: int
+    created: int
+    nonfinite: int
+    refused: int = 0

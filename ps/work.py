@@ -7,6 +7,7 @@ outside.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -23,12 +24,15 @@ from pydantic import ValidationError
 from ps import checkpoint
 from ps.errors import CheckpointError, OverloadedError, RequestError, UnavailableError, WrongEpochError
 from ps.holding import Holding
+from ps.journal.journal import Journal
+from ps.journal.lock import Lock
+from ps.journal.recovery import recover, remove_journal
 from ps.mapping import decode_mapping
 from ps.memory_limits import Threshold, check_limits, shards_beside, thresholds_here
 from ps.request import check_request
 from ps.restoring import Restoration
 from ps.routing import Routing
-from ps.shard import Shard
+from ps.shard import Observer, Shard
 from ps.shared_memory import Mappings
 from ps.spec import ClusterSpec
 from ps.wire import weir_pb2 as pb
@@ -37,6 +41,7 @@ DEFAULT_CAPACITY = 256
 _MAX_BUFFERED_PIECES = 16  # of a file being saved; each is at most 4096 rows
 _WRITER_PAUSE_SECONDS = 0.001
 T = TypeVar("T")
+_log = logging.getLogger("weir.work")
 
 
 class WorkThread:
@@ -81,6 +86,10 @@ class WorkThread:
                 "this shard has no place in a cluster yet; it must be assigned, and restored if it had rows"
             )
         checked = check_request(request, holding.spec, self._mappings)
+        journal = self.shard.journal
+        if checked.is_update and journal is not None and (trouble := journal.trouble):
+            self.num_overloaded += 1
+            raise OverloadedError(f"shard {holding.shard} takes no updates: {trouble}")
         if self.queue_depth >= self.capacity:
             self.num_overloaded += 1
             raise OverloadedError(
@@ -181,6 +190,8 @@ class WorkThread:
             self._closed = True
             self._inbox.put(None)
         self._thread.join()
+        if self.shard.journal is not None:
+            self.shard.journal.close()
         with self._lock:
             waiting, self._open = list(self._open), set()
         for answer in waiting:
@@ -220,6 +231,33 @@ class WorkThread:
             except queue.Empty:
                 pass
             idle = not self.shard.run_slice()
+
+
+def open_shard(
+    folder: Path | None,
+    *,
+    takes_over: bool = False,
+    fresh: bool = False,
+    observe: Observer = lambda kind, seconds: None,
+) -> Shard:
+    """A shard; with a folder for its journal the one whose journal that is, with all that it had.
+
+    takes_over: end a process that still has the folder. fresh: drop what the folder has. Raises JournalError.
+    """
+    if folder is None:
+        return Shard(observe=observe)
+    lock = Lock(folder, takes_over=takes_over)
+    try:
+        if fresh:
+            remove_journal(folder)
+        recovered = recover(folder, lock, now=time.monotonic())
+    except BaseException:
+        lock.close()
+        raise
+    if recovered is not None:
+        what = (folder, recovered.num_updates, recovered.seconds)
+        _log.warning("recovered from the journal in %s: %d updates replayed in %.1f s", *what)
+    return Shard(observe=observe, recovered=recovered, open_journal=lambda holding: Journal(folder, lock, holding))
 
 
 def _absolute(directory: str) -> Path:

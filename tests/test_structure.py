@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 LEVELS = [
     {
         "words": [
-            "ps.types", "ps.byte_sizes", "ps.errors", "ps.strict", "ps.lifetime", "ps.row_code", "ps.spec",
-            "ps.user_modules", "ps.wire.weir_pb2", "ps.wire.weir_pb2_grpc",
+            "ps.types", "ps.byte_sizes", "ps.durability", "ps.errors", "ps.strict", "ps.lifetime", "ps.row_code",
+            "ps.spec", "ps.user_modules", "ps.wire.weir_pb2", "ps.wire.weir_pb2_grpc",
         ]
     },
     {"kernels": ["ps.storage.kernels"]},
@@ -32,7 +32,12 @@ LEVELS = [
             "ps.restoring",
         ]
     },
-    {"shard": ["ps.applied", "ps.execution", "ps.holding", "ps.request", "ps.schedule", "ps.shard", "ps.synchronous"]},
+    {
+        "shard": [
+            "ps.applied", "ps.execution", "ps.holding", "ps.journal", "ps.request", "ps.schedule", "ps.shard",
+            "ps.synchronous",
+        ]
+    },
     {"server": ["ps.metrics", "ps.process", "ps.server", "ps.work"]},
     {"transport": ["ps.transport"]},
     {
@@ -41,7 +46,12 @@ LEVELS = [
             "ps.sending", "ps.tally", "ps.unsettled",
         ]
     },
-    {"shells": ["ps", "ps.actor", "ps.coordinator", "ps.coordinator_metrics", "ps.placement", "ps.session"]},
+    {
+        "shells": [
+            "ps", "ps.actor", "ps.coordinator", "ps.coordinator_metrics", "ps.placement", "ps.ray_directory",
+            "ps.session",
+        ]
+    },
     {"config": ["workers.config", "workers.metrics"]},
     {"samples": ["workers.samples"], "models": ["workers.models"]},
     {"training": ["workers.training"]},
@@ -59,7 +69,7 @@ LIBRARIES = {
     "numba": ["ps.storage.kernels"],
     "llvmlite": ["ps.storage.kernels"],
     "grpc": ["ps.server", "ps.transport", "ps.wire"],
-    "ray": ["ps.actor", "ps.session", "workers.training.group"],
+    "ray": ["ps.actor", "ps.ray_directory", "ps.session", "workers.training.group"],
     "torch": ["workers.models", "workers.training"],
 }
 

@@ -15,6 +15,7 @@ from ps.keys import MAX_SLOT, hash_texts
 from ps.lifetime import Always, ByCount, Chance, Sketched
 from ps.spec import TableSpec
 from ps.storage.kernels import admission as kernels
+from ps.storage.watching import Watchers
 from ps.types import Floats, Keys
 
 _COUNTER_BYTES = 2
@@ -24,7 +25,8 @@ _FULL_SCALE = 32_768  # what the greatest threshold is in a counter
 class Admission:
     """The gate of one table."""
 
-    def __init__(self, table: str, spec: TableSpec, *, seed: int, num_buckets: int) -> None:
+    def __init__(self, table: str, spec: TableSpec, watchers: Watchers, *, seed: int, num_buckets: int) -> None:
+        self._watchers = watchers
         self._option, self._score = spec.admission, spec.score
         self._bits = num_buckets.bit_length() - 1
         self._stream = hash_texts([f"{seed}\0{table}\0admission"])[0]
@@ -61,9 +63,16 @@ class Admission:
         elif isinstance(option, Sketched):
             shows, clicks = (np.ones(len(keys)), np.zeros(len(keys))) if counts is None else counts.T
             amounts = shows if isinstance(option, ByCount) else self.score_of(shows, clicks)
-            rest = (self._scale, self._least, self._thresholds, admitted)
-            kernels.gather(self._sketch, self._used, keys, self._bits, amounts.astype(np.float32), *rest)
+            self.gather(keys, amounts.astype(np.float32), admitted)
         return admitted
+
+    def gather(self, keys: Keys, amounts: Floats, admitted: NDArray[np.bool_]) -> None:
+        """Add amounts (float32 [n]) to what keys have gathered in a sketch; admitted [n]: whose is enough now."""
+        if not self._sketch.shape[1]:
+            return
+        self._watchers.gathering(keys, amounts)
+        rest = (self._scale, self._least, self._thresholds, admitted)
+        kernels.gather(self._sketch, self._used, np.ascontiguousarray(keys, np.uint64), self._bits, amounts, *rest)
 
     def score_of(self, shows: NDArray[np.floating], clicks: NDArray[np.floating]) -> NDArray[np.float64]:
         """float64 [n]: ps.lifetime.Score."""

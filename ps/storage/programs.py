@@ -17,10 +17,10 @@ from ps.storage.before import restored
 from ps.storage.blame import Inputs, blame, seen_of
 from ps.storage.kernels import generate
 from ps.storage.reading import blocks_of, decoded
-from ps.types import Keys, Rows, Seen, UniqueKeys
+from ps.types import Keys, PushCounts, Rows, Seen, UniqueKeys
 
 if TYPE_CHECKING:
-    from ps.storage.table import PushCounts, Table
+    from ps.storage.table import Table
 
 _NO_TOTAL = np.zeros(0)
 
@@ -57,6 +57,7 @@ class Programs:
         payload: float32 [n, w]. Raises MemoryLimitError before anything is written.
         """
         table, num_keys = self._table, len(keys)
+        table.watchers.changing(keys)
         addresses, made = table.new_rows.rows_for(keys, seen, step)
         present = addresses >= 0
         keys, addresses, payload = keys[present], addresses[present], payload[present]
@@ -81,6 +82,8 @@ class Programs:
     def update_bucket(self, program: Program, bucket: int, step: int, *, write: bool) -> Iterator[PushCounts]:
         """update_row on all rows of a bucket, block by block. write: False only sees whether it raises."""
         for keys, addresses in blocks_of(self._table, bucket, program.segment):
+            if write:
+                self._table.watchers.changing(keys)
             counts = self._run(program, keys, addresses, step=step, write=write)
             yield self._table._counted(counts[:3] if write else np.zeros(3, np.int64), 0)
 

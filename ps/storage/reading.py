@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from ps.errors import RequestError
 from ps.storage.buckets import EARLY, FULL
 from ps.storage.kernels import index
+from ps.storage.kernels.images import read_images
 from ps.storage.kernels.metadata import SHOWS
-from ps.types import Floats, Keys, Rows
+from ps.types import Floats, Images, Keys, Rows
 
 if TYPE_CHECKING:
     from ps.storage.table import Table
@@ -49,6 +50,7 @@ class Block:
         """Store values (float32 [k, dim]), to the nearest codes; returns how many rows were refused as not finite."""
         if values.shape != self.values.shape:
             raise RequestError(f"values {values.shape} for a block of {self.values.shape}")
+        self._table.watchers.changing(self.keys)
         return self._table._overwrite(self._addresses, self._segment, self._column, values)
 
 
@@ -93,3 +95,24 @@ def decoded(table: Table, addresses: NDArray[np.int64], segment: str | None) -> 
     columns_and_out = (place, columns.start, state_column, values, state)
     table._kernels.read_rows(*table._memory[:3], addresses, *columns_and_out, *making)
     return values, state
+
+
+def images_of(table: Table, keys: Keys) -> tuple[tuple[Keys, Images], tuple[Keys, Images]]:
+    """(keys, images) of the full rows among those of `keys`, and of the early ones, each in the order of keys."""
+    addresses = table._locate(keys)[0]
+    return (
+        _images_at(table, keys, addresses, (addresses >= 0) & (addresses < index.EARLY), FULL),
+        _images_at(table, keys, addresses, addresses >= index.EARLY, EARLY),
+    )
+
+
+def _images_at(
+    table: Table, keys: Keys, addresses: NDArray[np.int64], chosen: NDArray[np.bool_], kind: int
+) -> tuple[Keys, Images]:
+    if not chosen.any():
+        return np.empty(0, np.uint64), np.empty((0, 0), np.uint8)
+    if not chosen.all():
+        keys, addresses = keys[chosen], addresses[chosen]
+    images = np.empty((len(keys), table._layout.kinds[kind].image_words), np.uint32)
+    read_images(table.arena.words, addresses, images, table._layout.early_words)
+    return keys, images.view(np.uint8)

@@ -10,7 +10,6 @@ bucket by bucket, so a caller can do other work in between.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,20 +29,10 @@ from ps.storage.late import LateSegments
 from ps.storage.new_rows import NewRows
 from ps.storage.programs import Programs
 from ps.storage.reading import ALL, Block, blocks_of, decoded, rows_of
-from ps.types import NOTHING_SEEN, Floats, Gradients, Images, Keys, Rows, Seen, UniqueKeys
+from ps.storage.watching import Watchers
+from ps.types import NOTHING_SEEN, Floats, Gradients, Images, Keys, PushCounts, Rows, Seen, UniqueKeys
 
 _AT, _REMEMBERED, _RIPE = 3, 4, 5  # of the counts of a push
-
-
-class PushCounts(NamedTuple):
-    """Rows updated, rows made, rows left as they were because their next value was not finite, and keys that got no
-    row: not admitted, or no room.
-    """
-
-    applied: int
-    created: int
-    nonfinite: int
-    refused: int = 0
 
 
 class Table:
@@ -77,7 +66,8 @@ class Table:
         self._lone = (lone, lone.view(np.uint16))
         self._buckets = Buckets(name, self._layout, num_buckets, spec.memory_limit_bytes)
         self._before = Before(self._layout)
-        self.admission = Admission(name, spec, seed=seed, num_buckets=num_buckets)
+        self.watchers = Watchers()
+        self.admission = Admission(name, spec, self.watchers, seed=seed, num_buckets=num_buckets)
         self.new_rows = NewRows(self)
         self.late = LateSegments(self)
         self.programs = Programs(self)
@@ -164,6 +154,7 @@ class Table:
             raise RequestError(
                 f"table {self.name!r}: gradients {gradients.shape} for {len(keys)} keys of width {self._layout.width}"
             )
+        self.watchers.changing(keys)
         chosen = None
         if not self.new_rows.surely_fit(len(keys)):
             chosen = self.new_rows.admitted(keys, np.flatnonzero(self._locate(keys)[0] < 0), shown, step)
@@ -202,6 +193,7 @@ class Table:
         Raises MemoryLimitError, or RequestError where a user's init_state fails; then nothing has changed.
         """
         rates = self._own_rates if learning_rates is None else self._checked_rates(learning_rates)
+        self.watchers.changing(keys)
         return len(self.late.grow(np.ascontiguousarray(keys, np.uint64), rates).keys)
 
     @property
@@ -217,6 +209,8 @@ class Table:
         """
         rates, counts = self._checked_rates(learning_rates), np.zeros(4, np.int64)
         keys, addresses = rows_of(self, bucket, 0, MAX_ROWS)
+        if write:
+            self.watchers.changing(keys)
         arguments = (addresses, rates, self._hyper, self._streams, step, counts, self._workspace[2], write)
         try:
             self._kernels.sweep_rows(*self._memory[:3], *arguments)
@@ -240,6 +234,7 @@ class Table:
     def remove(self, keys: Keys) -> int:
         """As `delete`, without giving memory back: `shrink` does."""
         keys = np.ascontiguousarray(keys, np.uint64)
+        self.watchers.removing(keys)
         return int(changes.remove(self.arena.words, self._buckets.table, keys, *self._place))
 
     def shrink(self, bucket: int) -> None:
@@ -305,6 +300,7 @@ class Table:
         if values.shape != (len(keys), width):
             raise RequestError(f"table {self.name!r}: values {values.shape} for {len(keys)} keys of width {width}")
         keys = np.ascontiguousarray(keys, np.uint64)
+        self.watchers.changing(keys)
         addresses, made = self.new_rows.rows_for(keys, seen, step)
         present = addresses >= 0
         try:
@@ -340,6 +336,7 @@ class Table:
                 f"this layout has uint8 [n, {' or '.join(map(str, sizes))}]"
             )
         keys, kind = np.ascontiguousarray(keys, np.uint64), sizes.index(images.shape[1])
+        self.watchers.changing(keys)
         addresses = self._locate(keys)[0]
         absent = np.flatnonzero(addresses < 0)
         if self._layout.has_late:
@@ -353,11 +350,14 @@ class Table:
 
     def drop_bucket(self, bucket: int) -> None:
         """Delete all rows of a bucket and give their memory back."""
+        self.watchers.dropping(bucket)
         self._buckets.drop(bucket)
         self.admission.drop_bucket(bucket)
 
     def clear(self) -> None:
         """Delete all rows and give their memory back."""
+        for bucket in range(self.num_buckets):
+            self.watchers.dropping(bucket)
         self._buckets.clear()
         self.admission.clear()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from ps.durability import Durability
 from ps.errors import RequestError
 from ps.mapping import read_mapping
 from ps.options import ClientOptions
@@ -35,7 +37,7 @@ class Cluster(Section):
     placement: shards in this process, in local processes, or Ray actors. ray_address: host:port of a running Ray;
     default: $RAY_ADDRESS, or the one that runs on this machine, or a small one for the job alone. existing_rows: what
     a job that starts anew does with rows that a long-lived cluster holds already: refuse, delete them, or train on
-    from them. client: options of ps.client.
+    from them. client: options of ps.client. durability: what survives which failure (ps/durability.py).
     """
 
     shards: int = Field(default=1, ge=1)
@@ -44,6 +46,7 @@ class Cluster(Section):
     cpus_per_shard: float = Field(default=0.5, gt=0)
     workers: Workers = Workers()
     ray_address: str | None = None
+    durability: Durability = Durability()
     existing_rows: Literal["error", "clear", "keep"] = "error"
     client: ClientOptions = Field(default_factory=lambda: ClientOptions.model_validate({}))
 
@@ -91,6 +94,11 @@ class Checkpoint(Section):
     resume: Literal["auto", "never"] = "auto"
     start_from: str | None = None
     mapping: Annotated[dict[str, Any], AfterValidator(_readable)] = {}
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether checkpoints are written while training goes on."""
+        return bool(self.every_steps or self.every_minutes)
 
 
 def _named(value: Any) -> Any:
@@ -154,6 +162,10 @@ class Config(Section):
                 spec.with_slots(slots)
             except ValueError as error:
                 raise ValueError(f"tables.{name}.{error}") from error
+        if self.cluster.durability.mode == "checkpoint" and not self.checkpoint.is_regular:
+            raise ValueError(
+                "cluster.durability.mode: checkpoint needs regular ones: checkpoint.every_steps or every_minutes"
+            )
         if self.click is not None and self.click not in self.labels:
             raise ValueError(f"click: unknown label '{self.click}'" + nearest(self.click, self.labels))
         self._check_columns()
@@ -228,4 +240,12 @@ class Config(Section):
             num_buckets=self.cluster.buckets,
             seed=self.seed,
             psfunc_modules=self.psfunc_modules,
+            durability=self._durability(),
         )
+
+    def _durability(self) -> Durability:
+        """With its folder from the root, or by default one of the job."""
+        given = self.cluster.durability
+        if not given.keeps_journal:
+            return given
+        return given.model_copy(update={"directory": os.path.abspath(given.directory or f"{self.runs}/journals")})

@@ -56,7 +56,7 @@ def open_cluster(config: Config, *, local: bool = False, restores: bool = False)
     if placement != "ray":
         where: Placement = "process" if placement == "process" else "in-process"
         with LocalCluster(
-            config.cluster_spec(), shards=config.cluster.shards, placement=where, name=config.name
+            config.cluster_spec(), shards=config.cluster.shards, placement=where, name=config.name, fresh=True
         ) as cluster:
             yield _Local(cluster, config.name)
         return
@@ -68,11 +68,11 @@ def open_cluster(config: Config, *, local: bool = False, restores: bool = False)
             _attach(config, restores=restores)
             yield _OnRay(config.name)
         else:
-            _start(config, on_loopback=started_ray)
+            _start(config, on_loopback=started_ray, fresh=True)
             try:
                 yield _OnRay(config.name)
             finally:
-                actor.stop_cluster(config.name)
+                actor.stop_cluster(config.name, forget=True)
     finally:
         if started_ray:
             session.close_ray()
@@ -117,7 +117,7 @@ def up(config: Config) -> dict[str, Any]:
     from ps import actor, session
 
     session.open_ray(config.cluster.ray_address or "auto")
-    _start(config, on_loopback=False)
+    _start(config, on_loopback=False, fresh=False)
     return actor.cluster_status(config.name)
 
 
@@ -138,7 +138,8 @@ def status(config: Config) -> dict[str, Any]:
     return actor.cluster_status(config.name)
 
 
-def _start(config: Config, *, on_loopback: bool) -> None:
+def _start(config: Config, *, on_loopback: bool, fresh: bool) -> None:
+    """fresh: whatever journals of this name have is of an earlier job, whose tower is gone."""
     from ps import actor
 
     actor.start_cluster(
@@ -147,6 +148,7 @@ def _start(config: Config, *, on_loopback: bool) -> None:
         config.name,
         cpus_per_shard=config.cluster.cpus_per_shard,
         on_loopback=on_loopback,
+        fresh=fresh,
     )
 
 

@@ -1,0 +1,156 @@
+"""A shard's journal, open: what the shard's thread of work sees of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ps.durability import Durability
+from ps.holding import Holding
+from ps.journal.changes import Changes
+from ps.journal.lock import Lock
+from ps.journal.segments import Acknowledged, Segment, SegmentName
+from ps.journal.snapshot import SnapshotWriter
+from ps.journal.writer import Writer
+
+_GROUP_STEPS = 64  # that are remembered
+
+
+class Journal:
+    """Writes what `changes` gathers of a holding's tables. Single-threaded but for `backlog_bytes`, `trouble` and the
+    callbacks of `after`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        lock: Lock,
+        holding: Holding,
+        *,
+        last: Segment | None = None,
+        next_number: int = 1,
+        group_steps: Iterable[tuple[int, int]] = (),
+    ) -> None:
+        """last: the segment that this one follows. group_steps: (generation, step) of synchronous groups applied last.
+        Raises JournalError.
+        """
+        self.folder, self.next_number = folder, next_number
+        self.options = holding.spec.durability
+        self.changes = holding.changes = Changes(holding.tables)
+        self.group_steps = deque(group_steps, maxlen=_GROUP_STEPS)
+        self.snapshot: SnapshotWriter | None = None
+        self.num_snapshots, self.snapshot_bytes = 0, 0
+        self._lock, self._holding = lock, holding
+        self._acknowledged = Acknowledged(folder)
+        epoch = 1 if last is None else last.name.epoch + 1
+        self._writer = Writer(
+            folder,
+            self.options,
+            self._acknowledged,
+            name=SegmentName(epoch, next_number),
+            start=self._start(),
+            after=None if last is None else (str(last.name), last.end),
+        )
+        self._snapshot_from = 0  # written bytes when the last snapshot was begun
+
+    @property
+    def trouble(self) -> str:
+        """Why updates cannot be acknowledged at present, or empty."""
+        if self._writer.trouble:
+            return self._writer.trouble
+        if self._writer.backlog_bytes > self.options.backlog_bytes:
+            return f"the journal in {self.folder} is {self._writer.backlog_bytes >> 20} MiB behind"
+        return ""
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Bytes that wait for the disk."""
+        return self._writer.backlog_bytes
+
+    @property
+    def bytes_since_snapshot(self) -> int:
+        """What would be replayed, nearly."""
+        return self._writer.num_bytes - self._snapshot_from
+
+    def commit(self) -> Iterator[None]:
+        """Write the changes since the last commit as one update; yields between pieces. Nothing may change before its
+        end.
+        """
+        if self.changes.is_empty:
+            return
+        number = self.next_number
+        self.next_number += 1
+        for pieces, is_last in self.changes.frames(number):
+            self._writer.append(pieces, ends_update=is_last)
+            yield
+            while self._writer.backlog_bytes > self.options.backlog_bytes and not self._writer.trouble and not is_last:
+                yield
+
+    def commit_now(self) -> None:
+        """`commit`, in one go."""
+        for _ in self.commit():
+            pass
+
+    def after(self, told: Callable[[], None]) -> None:
+        """Call back, on any thread, once all that was committed so far is in the journal."""
+        self._writer.after(told)
+
+    def use(self, options: Durability) -> None:
+        """Other options from now on."""
+        self.options = options
+        self._writer.use(options)
+
+    def moved(self) -> None:
+        """The holding has another place: say so."""
+        self.changes.note("routing", self._place())
+        self.commit_now()
+
+    def grouped(self, generation: int, step: int) -> None:
+        """The changes since the last commit are those of a step of a synchronous group."""
+        self.group_steps.append((generation, step))
+        self.changes.note("group", [generation, step])
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """Whether so much was written since the last one that a new one is due."""
+        return self.snapshot is None and self.bytes_since_snapshot >= max(
+            self.options.snapshot_after_bytes, self.snapshot_bytes
+        )
+
+    def begin_snapshot(self, done: Callable[[bool], None] = lambda succeeded: None) -> SnapshotWriter:
+        """done: told on another thread whether it succeeded."""
+        self._writer.begin_segment(self.next_number, self._start())
+        self._snapshot_from = self._writer.num_bytes + self._writer.backlog_bytes
+
+        def told(num_bytes: int) -> None:
+            self.snapshot = None
+            self.snapshot_bytes = num_bytes or self.snapshot_bytes
+            self.num_snapshots += num_bytes > 0
+            done(num_bytes > 0)
+
+        segment = SegmentName(self._writer.segment.epoch, self.next_number)
+        self.snapshot = SnapshotWriter(self.folder, self._holding, segment, done=told)
+        return self.snapshot
+
+    def close(self) -> None:
+        """Write what waits and let the folder go."""
+        if self.snapshot is not None:
+            self.snapshot.give_up()
+        self._writer.close()
+        self._acknowledged.close()
+        self._lock.close()
+
+    def _start(self) -> dict[str, Any]:
+        """What a segment's start says of the shard."""
+        groups = [list(place) for place in self.group_steps]
+        spec = self._holding.spec.model_dump_json()
+        return {"shard": self._holding.shard, "spec": spec, "routing": self._place(), "groups": groups}
+
+    def _place(self) -> list[Any]:
+        routing = self._holding.routing
+        owners = np.ascontiguousarray(routing.owners, "<i4").tobytes()
+        return [routing.epoch, owners, list(routing.addresses), self._holding.shard]
