@@ -6,7 +6,6 @@ then pushed, `prepare` does that work once. Which pulls see which pushes: docs/c
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,10 +17,9 @@ from numpy.typing import NDArray
 
 from ps import control
 from ps.cache import HotCache
-from ps.checkpoint import read_manifest, write_manifest
 from ps.errors import RequestError, UnavailableError
 from ps.lookup import Lookup, check_payload, check_psfunc, check_rows, count_shown, learning_rates, prepare, table_spec
-from ps.mapping import Restored, encode_mapping, plan_restore, read_mapping
+from ps.mapping import Restored
 from ps.messages import READ, Execute, Identity, Pull
 from ps.options import ClientOptions
 from ps.psfunc import Counts, Kind, Psfunc
@@ -29,13 +27,13 @@ from ps.psfuncs import Clear, Delete, Evict
 from ps.pusher import Pusher
 from ps.rounds import Connection, Directory, Future
 from ps.routing import Routing
+from ps.saving import PendingSave, PlannedRestore, start_save
 from ps.spec import ClusterSpec
 from ps.storage.unique import sum_by_key
 from ps.tally import Tally
 from ps.transport import Transport
 from ps.types import Floats, Gradients, Keys, Rows
 from ps.unsettled import Unsettled
-from ps.wire import weir_pb2 as pb
 from ps.wire.arrays import DTYPES, ITEM_BYTES
 
 Rates: TypeAlias = (
@@ -83,6 +81,7 @@ class Client:
         self._pusher = Pusher(spec, self.options, self._unsettled, self._tally, self._caches)
         self._on_close = on_close
         self._closed = False
+        self._saving: PendingSave | None = None
 
     @property
     def routing(self) -> Routing:
@@ -275,17 +274,26 @@ class Client:
     # The whole cluster.
 
     def save(self, directory: str) -> None:
-        """Write the rows of all shards under `directory`, which all of them must reach; the manifest comes last.
+        """`start_save`, and wait for its end."""
+        self.start_save(directory).wait()
 
-        Own pushes are settled first. Where several clients push, all settle, and none pushes, while one of them saves.
+    def start_save(self, directory: str) -> PendingSave:
+        """Write the rows of all shards, as they are now, under `directory`, which all of them must reach; the manifest
+        comes last. Returns when the instant is marked; `wait` of the result when the checkpoint is complete.
+
+        Own pushes are settled first. Where several clients push, all settle, and none pushes until this returns. A save
+        that has not ended is waited for.
         """
         self.flush()
-        directory = os.path.abspath(directory)  # shard processes have working folders of their own
-        requests = [pb.SaveRequest(directory=directory)] * self.routing.num_shards
+        self._finish_save()
         patience = self.options.retry.control_seconds
-        transport = self._connection.transport
-        replies = control.call_all(transport, self.routing.addresses, "Save", requests, patience)
-        write_manifest(directory, self.spec, [reply.manifest for reply in replies])
+        self._saving = start_save(self._connection.transport, self.routing, self.spec, directory, seconds=patience)
+        return self._saving
+
+    def _finish_save(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving is not None and not saving.is_told:
+            saving.wait()
 
     def restore(
         self, directory: str, *, mapping: Mapping[str, Any] | None = None, event_time: float | None = None
@@ -298,23 +306,13 @@ class Client:
         """
         if self._closed:
             raise RequestError("the client is closed; open a new one")
-        directory, sources = os.path.abspath(directory), read_mapping(mapping or {})
-        plan = plan_restore(read_manifest(directory).spec, self.spec, sources)
-        when = self._event_time(event_time)
+        planned = PlannedRestore(self.spec, directory, mapping or {}, self._event_time(event_time))
         self._unsettled.forget()
         self._pusher.forget()
-        connection = self._connection
-        routing = connection.directory.propose()
-        control.assign(connection.transport, self.spec, routing)
-        request = pb.RestoreRequest(directory=directory, mapping=encode_mapping(sources), event_time=when)
-        requests = [request] * routing.num_shards
-        patience = self.options.retry.control_seconds
-        replies = control.call_all(connection.transport, routing.addresses, "Restore", requests, patience)
-        connection.directory.commit(routing)
-        connection.routing = routing
+        restored = planned.run(self._connection, seconds=self.options.retry.control_seconds)
         for table in self.spec.tables:
             self._forget_cached(table)
-        return Restored(sum(int(reply.num_rows) for reply in replies), plan.changes)
+        return restored
 
     def stats(self) -> dict[str, float]:
         """Counts since the client was made: rounds, bytes on the wire, retries, the cache, rows that were not
@@ -339,6 +337,7 @@ class Client:
             return
         try:
             self.flush()
+            self._finish_save()
         finally:
             self._closed = True
             self._connection.close()

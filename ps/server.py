@@ -119,7 +119,7 @@ class _Servicer(weir_pb2_grpc.ShardServicer):
 
     def Save(self, request: pb.SaveRequest, context: grpc.ServicerContext) -> pb.SaveReply:
         try:
-            return self._server.work.save(request.directory)
+            return self._server.work.save(request.directory, request.cut, begin=request.begin)
         except Exception as error:
             _abort(context, error)
 

@@ -113,7 +113,7 @@ class Host(Protocol):
 
     def assign(self, request: pb.AssignRequest) -> Future[pb.AssignReply]: ...
 
-    def save(self, directory: str) -> pb.SaveReply: ...
+    def save(self, directory: str, cut: int, *, begin: bool) -> pb.SaveReply: ...
 
     def restore(self, directory: str, mapping: bytes, event_time: int) -> pb.RestoreReply: ...
 
@@ -156,7 +156,7 @@ class InProcessTransport:
         if method == "Assign":
             return host.assign(message)
         if method == "Save":
-            return self._blocking.submit(host.save, message.directory)
+            return self._blocking.submit(host.save, message.directory, message.cut, begin=message.begin)
         if method == "Restore":
             return self._blocking.submit(host.restore, message.directory, message.mapping, message.event_time)
         return self._blocking.submit(host.status)

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from ps.journal.lock import Lock
 from ps.journal.recovery import recover, remove_journal
 from ps.mapping import decode_mapping
 from ps.memory_limits import Threshold, check_limits, shards_beside, thresholds_here
+from ps.pipe import Pipe
 from ps.request import check_request
 from ps.restoring import Restoration
 from ps.routing import Routing
@@ -39,7 +40,6 @@ from ps.wire import weir_pb2 as pb
 
 DEFAULT_CAPACITY = 256
 _MAX_BUFFERED_PIECES = 16  # of a file being saved; each is at most 4096 rows
-_WRITER_PAUSE_SECONDS = 0.001
 T = TypeVar("T")
 _log = logging.getLogger("weir.work")
 
@@ -66,6 +66,7 @@ class WorkThread:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closed = False
         self._lock = threading.Lock()
+        self._begun: tuple[int, Future[pb.SaveReply]] | None = None  # number of the latest save that was begun
         self._saving = threading.Lock()  # two files at once would share one temporary name
         self._open: set[Future[Any]] = set()
         self._thread = threading.Thread(target=self._run, name="weir-work", daemon=True)
@@ -114,38 +115,55 @@ class WorkThread:
             check_limits(spec, shards_beside(routing.addresses, request.shard), self._thresholds())
         return self._submit(lambda answer: self.shard.assign(spec, routing, request.shard, answer))
 
-    def save(self, directory: str) -> pb.SaveReply:
-        """Write a file of all rows under `directory`, on the caller's thread. Raises CheckpointError."""
+    def save(self, directory: str, cut: int = 0, *, begin: bool = False) -> pb.SaveReply:
+        """Write a file of all rows, as they are at one instant, under `directory`, on the caller's thread. Raises
+        CheckpointError.
+
+        begin: return once the instant is marked, and write on a thread of its own; the same call without `begin` then
+        waits for the end. cut: number of the save, which tells both together. One that is never fetched is forgotten
+        when the next one begins.
+        """
+        folder = _absolute(directory)
+        if not cut:
+            return self._save(folder, Future())
+        if not begin:
+            number, pending = self._begun or (0, None)
+            if number != cut or pending is None:
+                raise CheckpointError("this shard was started anew since the save began, or began another; save again")
+            return pending.result()
+        marked: Future[None] = Future()
+        saved: Future[pb.SaveReply] = Future()
+
+        def work() -> None:
+            try:
+                saved.set_result(self._save(folder, marked))
+            except BaseException as error:
+                saved.set_exception(error)
+
+        threading.Thread(target=work, name="weir-save", daemon=True).start()
+        either: list[Future[Any]] = [marked, saved]
+        wait(either, return_when=FIRST_COMPLETED)
+        if not marked.done():
+            return saved.result()  # raises: it failed before the mark
+        self._begun = (cut, saved)
+        return pb.SaveReply()
+
+    def _save(self, folder: Path, marked: Future[None]) -> pb.SaveReply:
         with self._saving:
-            return self._save(_absolute(directory))
+            holding = self._placed()
+            pipe = Pipe(_MAX_BUFFERED_PIECES, self._inbox.put)
 
-    def _save(self, folder: Path) -> pb.SaveReply:
-        holding = self._placed()
-        pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        writing = threading.Event()
-        writing.set()
+            def arriving() -> Iterator[bytes]:
+                yield from pipe
+                done.result()
 
-        def sink(piece: bytes) -> bool:
-            if not writing.is_set():
-                raise CheckpointError("the file could not be written")
-            if pieces.qsize() >= _MAX_BUFFERED_PIECES:
-                time.sleep(_WRITER_PAUSE_SECONDS)  # the disk is slower than the rows come
-                return False
-            pieces.put(piece)
-            return True
-
-        def arriving() -> Iterator[bytes]:
-            while (piece := pieces.get()) is not None:
-                yield piece
-            done.result()
-
-        done: Future[dict[str, Any]] = self._submit(lambda answer: self.shard.save(sink, answer))
-        done.add_done_callback(lambda _: pieces.put(None))
-        try:
-            part = checkpoint.write_part(folder, holding.shard, holding.routing.num_shards, arriving())
-        finally:
-            writing.clear()
-        return pb.SaveReply(manifest=msgpack.packb({**part, **done.result()}))
+            done: Future[dict[str, Any]] = self._submit(lambda answer: self.shard.save(pipe, answer, marked))
+            done.add_done_callback(lambda _: pipe.end())
+            try:
+                part = checkpoint.write_part(folder, holding.shard, holding.routing.num_shards, arriving())
+            finally:
+                pipe.stop()
+            return pb.SaveReply(manifest=msgpack.packb({**part, **done.result()}))
 
     def restore(self, directory: str, mapping: bytes = b"", event_time: int = 0) -> pb.RestoreReply:
         """Check the files under `directory` on the caller's thread, then load them. Damaged ones, and those that do not

@@ -34,16 +34,16 @@ LEVELS = [
     },
     {
         "shard": [
-            "ps.applied", "ps.execution", "ps.holding", "ps.journal", "ps.request", "ps.schedule", "ps.shard",
+            "ps.applied", "ps.cut", "ps.execution", "ps.holding", "ps.journal", "ps.request", "ps.schedule", "ps.shard",
             "ps.synchronous",
         ]
     },
-    {"server": ["ps.metrics", "ps.process", "ps.server", "ps.work"]},
+    {"server": ["ps.metrics", "ps.pipe", "ps.process", "ps.server", "ps.work"]},
     {"transport": ["ps.transport"]},
     {
         "client": [
             "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.messages", "ps.pusher", "ps.rounds",
-            "ps.sending", "ps.tally", "ps.unsettled",
+            "ps.saving", "ps.sending", "ps.tally", "ps.unsettled",
         ]
     },
     {

@@ -155,10 +155,14 @@ class Routing(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., owners: _Optional[bytes] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SaveRequest(_message.Message):
-    __slots__ = ("directory",)
+    __slots__ = ("directory", "cut", "begin")
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
     directory: str
-    def __init__(self, directory: _Optional[str] = ...) -> None: ...
+    cut: int
+    begin: bool
+    def __init__(self, directory: _Optional[str] = ..., cut: _Optional[int] = ..., begin: _Optional[bool] = ...) -> None: ...
 
 class SaveReply(_message.Message):
     __slots__ = ("manifest",)

@@ -185,3 +185,26 @@ def test_stats_count_rounds_and_bytes(client):
     assert (stats["pulls"], stats["pushes"], stats["retries"]) == (1, 1, 0)
     assert 1000 * (8 + 8 + 16) <= stats["bytes_sent"] <= 1000 * (8 + 8 + 16) + 1000
     assert 1000 * 16 <= stats["bytes_received"] <= 1000 * 16 + 1000
+
+
+def test_a_save_in_the_background_is_the_instant_it_began(client, tmp_path):
+    keys = fresh_keys(3000)
+    client.push("user", keys, gradients_for(keys), step=1).wait()
+    saved = client.pull("user", keys)
+    saving = client.start_save(str(tmp_path))
+    for step in range(2, 12):
+        client.push("user", keys, gradients_for(keys, seed=step), step=step).wait()
+    client.delete("user", keys[:100])
+    assert saving.wait().rows["user"] >= 3000
+    assert saving.is_done
+    client.restore(str(tmp_path))
+    np.testing.assert_array_equal(client.pull("user", keys), saved)
+
+
+def test_a_save_that_fails_raises_where_it_is_waited_for(connect, tmp_path):
+    (tmp_path / "file").write_text("")
+    client = connect()
+    with pytest.raises(ps.CheckpointError, match="cannot write"):
+        client.start_save(str(tmp_path / "file")).wait()
+    client.save(str(tmp_path))  # it was told; the next one is another
+    client.close()
