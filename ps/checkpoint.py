@@ -301,6 +301,12 @@ def _check_complete(manifest: Manifest) -> None:
         raise CheckpointError(
             f"checkpoint {manifest.directory} has files of shards {numbers}, not of {expected}; save it again"
         )
+    epochs = sorted({part.get("routing_epoch", 0) for part in manifest.parts})
+    if len(epochs) > 1:
+        raise CheckpointError(
+            f"checkpoint {manifest.directory} has files of routing epochs {epochs}: buckets moved while it began; "
+            "save it again"
+        )
     buckets = sum(part["num_owned_buckets"] for part in manifest.parts)
     if buckets != manifest.spec.num_buckets:
         raise CheckpointError(

@@ -337,3 +337,12 @@ def test_parts_speak_msgpack(written):
     folder, _, _ = written
     part = checkpoint.read_manifest(folder).parts[0]
     assert msgpack.unpackb(msgpack.packb(part)) == part
+
+
+def test_parts_of_different_routings_are_no_checkpoint(tmp_path):
+    """Buckets that moved while shards marked may be in two files, or in none."""
+    with Cluster(2) as cluster:
+        parts = [msgpack.unpackb(thread.save(str(tmp_path)).manifest) for thread in cluster.threads]
+        parts[1]["routing_epoch"] += 1
+        with pytest.raises(CheckpointError, match="buckets moved while it began; save it again"):
+            checkpoint.write_manifest(tmp_path, SPEC, [msgpack.packb(part) for part in parts])
