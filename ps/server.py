@@ -171,10 +171,12 @@ class _Servicer:
         return self._server.work.assign(read_control(pb.AssignRequest(), data)).result()
 
     def save(self, data: bytes) -> pb.SaveReply:
-        return self._server.work.save(read_control(pb.SaveRequest(), data).directory)
+        request = read_control(pb.SaveRequest(), data)
+        return self._server.work.save(request.directory, request.cut, begin=request.begin)
 
     def restore(self, data: bytes) -> pb.RestoreReply:
-        return self._server.work.restore(read_control(pb.RestoreRequest(), data).directory)
+        request = read_control(pb.RestoreRequest(), data)
+        return self._server.work.restore(request.directory, request.mapping, request.event_time)
 
     def give(self, data: bytes) -> pb.GiveReply:
         return self._server.work.give(read_control(pb.GiveRequest(), data))
