@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +40,8 @@ def main():
         number += 1
         time.sleep(options.pause)
     worker.settle(0)
-    try:
+    with suppress(ps.WeirError):  # of an update that failed, as the ledger says
         client.close()
-    except ps.WeirError:
-        pass  # of an update that failed, as the ledger says
     return 0
 
 
