@@ -45,6 +45,7 @@ class Clients:
         process = self._processes.pop(number)
         process.kill()
         process.wait()
+        process.stdin.close()
         self._start()
 
     def wait_for_progress(self):
@@ -64,7 +65,7 @@ class Clients:
     def finish(self):
         """End them, and read what all clients were told, those that were killed too: {number: Ledger}."""
         for process in self._processes.values():
-            process.terminate()
+            process.stdin.close()
         for number, process in self._processes.items():
             if process.wait(_END_SECONDS) != 0:
                 raise RuntimeError(f"client {number} failed; its output is above")
@@ -78,6 +79,7 @@ class Clients:
             if process.poll() is None:
                 process.kill()
             process.wait()
+            process.stdin.close()
 
     def _start(self):
         number = self._num_started
@@ -87,7 +89,9 @@ class Clients:
         options["timeout"] = _TIMEOUTS[number % len(_TIMEOUTS)]
         command = [sys.executable, "-m", "tests.chaos.worker"]
         command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        self._processes[number] = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        self._processes[number] = subprocess.Popen(
+            command, stdin=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
 
     def _path(self, number):
         return self._folder / f"client-{number}"

@@ -1,11 +1,12 @@
 """One client in a process of its own: `python -m tests.chaos.worker --address A --number C --ledger FILE`.
 
-Sends its updates, several at once, until SIGTERM; then waits for all of them, and ends with status 0.
+Sends its updates, several at once, until its standard input closes; then waits for all of them, and ends with status 0.
 """
 
 import argparse
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from contextlib import suppress
@@ -28,14 +29,14 @@ def main():
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds until one message counts as failed")
     parser.add_argument("--pause", type=float, default=0.002, help="seconds between two updates")
     options = parser.parse_args()
-    ending = []
-    signal.signal(signal.SIGTERM, lambda *_: ending.append(True))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for whoever started this, who ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # is for whoever started this, whose end closes the pipe
+    ending = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), ending.set()), daemon=True).start()
     retry = ps.RetryOptions(timeout_seconds=options.timeout)
     client = _connect(options.address, ps.ClientOptions(staleness=-1, share_from_bytes=16_384, retry=retry))
     worker = _Worker(client, options.number, LedgerWriter(options.ledger))
     number = 0
-    while not ending:
+    while not ending.is_set():
         worker.run(number)
         number += 1
         time.sleep(options.pause)
