@@ -102,7 +102,12 @@ class Trainer:
         if self.world.is_first:
             directory.mkdir(parents=True, exist_ok=True)
             save_dense(directory, self.scorer.bare_model, self.optimizer)
-            write_position(directory, self.position, self.training_seconds, self.schedule and self.schedule.state())
+            write_position(
+                directory,
+                self.position,
+                self.training_seconds,
+                None if self.schedule is None else self.schedule.state(),
+            )
             self.client.save(str(directory.absolute()))  # writes the manifest last: only now is the checkpoint complete
         self.world.barrier()
 
