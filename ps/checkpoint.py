@@ -126,8 +126,10 @@ def write_manifest(
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        _sync_folder(folder)  # the files that it names, those of others in the folder too
         temporary.rename(folder / MANIFEST)
         _sync_folder(folder)
+        _sync_folder(folder.parent)
     except OSError as error:
         raise CheckpointError(f"cannot write {folder / MANIFEST}: {error.strerror}") from error
     kept = {part["file"] for part in manifest.parts}
@@ -340,6 +342,12 @@ def _check_complete(manifest: Manifest) -> None:
     if numbers != expected:
         raise CheckpointError(
             f"checkpoint {manifest.directory} has files of shards {numbers}, not of {expected}; save it again"
+        )
+    epochs = sorted({part.get("routing_epoch", 0) for part in manifest.parts})
+    if len(epochs) > 1:
+        raise CheckpointError(
+            f"checkpoint {manifest.directory} has files of routing epochs {epochs}: buckets moved while it began; "
+            "save it again"
         )
     buckets = sum(part["num_owned_buckets"] for part in manifest.parts)
     if buckets != manifest.spec.num_buckets:

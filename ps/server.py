@@ -23,6 +23,7 @@ from ps.metrics import Metrics
 from ps.security import TOKEN_KEY, SecurityOptions, is_token, read_token, server_identity, warn_if_open
 from ps.shard import Observer, Shard
 from ps.synchronous import MAX_WORLD
+from ps.transport import GrpcTransport, send_part
 from ps.wire import weir_pb2 as pb
 from ps.wire.reading import read_control, read_request
 from ps.work import DEFAULT_CAPACITY, WorkThread
@@ -87,9 +88,10 @@ class ShardServer:
         self.address = f"{shown}:{self.port}"
         if metrics_port is not None:
             self.metrics_address = f"{shown}:{self.metrics.serve(host, metrics_port)}"
-        self.work = WorkThread(made, capacity, thresholds, limits)
+        self._others = GrpcTransport(security)
+        self.work = WorkThread(made, capacity, thresholds, limits, partial(send_part, self._others))
         self.metrics.watch(self.work)
-        self._server.add_generic_rpc_handlers((_Servicer(self).handlers(),))
+        self._server.add_generic_rpc_handlers((_Servicer(self, limits.max_message_bytes).handlers(),))
         self._server.start()
 
     def wait(self) -> None:
@@ -100,6 +102,7 @@ class ShardServer:
         """Refuse new messages, give those that run a moment, and end all threads."""
         stopped: threading.Event = self._server.stop(grace_seconds)
         self.work.close()
+        self._others.close()
         stopped.wait(grace_seconds + 10)
         self.metrics.close()
 
@@ -133,11 +136,19 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[type-arg]
 class _Servicer:
     """The methods of the service, from bytes to replies."""
 
-    def __init__(self, server: ShardServer) -> None:
-        self._server = server
+    def __init__(self, server: ShardServer, max_message_bytes: int) -> None:
+        self._server, self._max_bytes = server, max_message_bytes
 
     def handlers(self) -> Any:
-        methods: tuple[Callable[[bytes], Any], ...] = (self.execute, self.assign, self.save, self.restore, self.status)
+        methods: tuple[Callable[[bytes], Any], ...] = (
+            self.execute,
+            self.assign,
+            self.save,
+            self.restore,
+            self.status,
+            self.give,
+            self.take,
+        )
         return grpc.method_handlers_generic_handler(
             "weir.v1.Shard",
             {
@@ -160,14 +171,22 @@ class _Servicer:
         return self._server.work.assign(read_control(pb.AssignRequest(), data)).result()
 
     def save(self, data: bytes) -> pb.SaveReply:
-        return self._server.work.save(read_control(pb.SaveRequest(), data).directory)
+        request = read_control(pb.SaveRequest(), data)
+        return self._server.work.save(request.directory, request.cut, begin=request.begin)
 
     def restore(self, data: bytes) -> pb.RestoreReply:
-        return self._server.work.restore(read_control(pb.RestoreRequest(), data).directory)
+        request = read_control(pb.RestoreRequest(), data)
+        return self._server.work.restore(request.directory, request.mapping, request.event_time)
+
+    def give(self, data: bytes) -> pb.GiveReply:
+        return self._server.work.give(read_control(pb.GiveRequest(), data))
+
+    def take(self, data: bytes) -> pb.TakeReply:
+        return self._server.work.take(read_control(pb.TakeRequest(), data, self._max_bytes)).result()
 
     def status(self, data: bytes) -> pb.StatusReply:
-        read_control(pb.StatusRequest(), data)
-        reply = self._server.work.status()
+        request = read_control(pb.StatusRequest(), data)
+        reply = self._server.work.status(wants_buckets=request.wants_buckets)
         reply.metrics_address = self._server.metrics_address
         return reply
 
