@@ -3,6 +3,7 @@
 One more kind of file is one more Reader in READERS: who writes a right one, which file is damaged, who reads it.
 """
 
+import atexit
 import json
 import shutil
 import struct
@@ -56,6 +57,13 @@ class Reader:
     seal: Callable[[bytes], bytes] = bytes
 
 
+def scratch():
+    """A folder for the whole session."""
+    folder = Path(tempfile.mkdtemp(prefix="weir-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 # Checkpoints.
 
 
@@ -88,7 +96,7 @@ def make_checkpoint(folder):
 @cache
 def running_checkpoint():
 
-    folder = Path(tempfile.mkdtemp(prefix="weir-fuzz-"))
+    folder = scratch()
     part = running().save(str(folder)).manifest
     checkpoint.write_manifest(folder, TWO_TABLES, [part], {"step": 2})
     return folder
@@ -158,7 +166,7 @@ def body_bytes(header):
 @cache
 def journal():
     """A folder with two segments and a snapshot, of a shard that has ended."""
-    folder = Path(tempfile.mkdtemp(prefix="weir-fuzz-")) / "journal"
+    folder = scratch() / "journal"
     durability = {"mode": "journal", "directory": str(folder.parent), "snapshot_after_bytes": 4096}
     spec = ClusterSpec.model_validate({**TWO_TABLES.model_dump(), "durability": durability})
     for start in (1, 101):
