@@ -77,6 +77,7 @@ class ShardProcess:
             env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
         )
         self._where: dict[str, Any] = {}
+        self._lock = threading.Lock()  # it says so once
 
     @property
     def pid(self) -> int:
@@ -90,8 +91,9 @@ class ShardProcess:
     @property
     def address(self) -> str:
         """host:port. Waits for the process to be up. Raises UnavailableError with what it said when it is not."""
-        if not self._where:
-            self._where = self._read_where()
+        with self._lock:
+            if not self._where:
+                self._where = self._read_where()
         return str(self._where["address"])
 
     def stop(self) -> None:
@@ -271,9 +273,10 @@ class LocalCluster:
             else:
                 send = partial(send_part, self._between)
                 self._hosts[f"in-process:{shard}"] = WorkThread(open_shard(journal, fresh=fresh), send=send)
-        self.addresses = (
-            tuple(process.address for process in self.processes) if self._are_processes else tuple(self._hosts)
+        started = (
+            [process.address for process in self.processes[first:]] if self._are_processes else [*self._hosts][first:]
         )
+        self.addresses = (*self.addresses, *more)
 
     def _end(self, kept: int) -> None:
         """Shards that have no buckets any more, behind the first `kept`, and their journals."""
