@@ -30,11 +30,8 @@ format: .venv/.installed
 bench: .venv/.bench  ## every claim, at most three minutes each
 	set -e; for script in $(BENCHMARKS); do echo "$$script"; $(BIN)/python "$$script" --quick; done
 
-# The plugin writes imports for a flat folder; the generated code lives in a package.
 proto: .venv/.installed
-	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=ps/wire --pyi_out=ps/wire --grpc_python_out=ps/wire proto/weir.proto
-	sed -i.orig 's/^import weir_pb2 as/from ps.wire import weir_pb2 as/' ps/wire/weir_pb2_grpc.py
-	rm ps/wire/weir_pb2_grpc.py.orig
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=ps/wire --pyi_out=ps/wire proto/weir.proto
 
 clean:  ## caches and builds; .venv stays
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -76,9 +76,11 @@ def difference(runs: dict[int, dict[str, Any]], reference: dict[int, dict[str, A
     """Mean, half a 95 % interval and p-value of a metric less that of fp32 of the same seed."""
     deltas = [runs[seed][metric] - reference[seed][metric] for seed in sorted(runs.keys() & reference.keys())]
     found: dict[str, Any] = {"mean": statistics.mean(deltas), "num_pairs": len(deltas)}
-    if len(deltas) > 1 and (stderr := statistics.stdev(deltas) / math.sqrt(len(deltas))) > 0:
+    if len(deltas) > 1:
+        stderr = statistics.stdev(deltas) / math.sqrt(len(deltas))
         found["half_interval"] = float(stats.t.ppf(0.975, len(deltas) - 1)) * stderr
-        found["p_value"] = 2 * float(stats.t.sf(abs(found["mean"]) / stderr, len(deltas) - 1))
+        if stderr > 0:
+            found["p_value"] = 2 * float(stats.t.sf(abs(found["mean"]) / stderr, len(deltas) - 1))
     return found
 
 

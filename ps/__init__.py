@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         JournalError,
         MemoryLimitError,
         NonFiniteError,
+        NotAllowedError,
         OverloadedError,
         RequestError,
         RowsLostError,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     )
     from ps.rounds import Future
     from ps.row_code import Float64
+    from ps.security import Limits, SecurityOptions, TlsOptions
     from ps.spec import (
         FTRL,
         SGD,
@@ -96,6 +98,7 @@ __all__ = [
     "Future",
     "GroupOptions",
     "JournalError",
+    "Limits",
     "LocalCluster",
     "Lookup",
     "Map",
@@ -105,6 +108,7 @@ __all__ = [
     "Nnz",
     "NonFiniteError",
     "Normal",
+    "NotAllowedError",
     "Nrm2",
     "OverloadedError",
     "Psfunc",
@@ -117,6 +121,7 @@ __all__ = [
     "RowsLostError",
     "Scale",
     "Score",
+    "SecurityOptions",
     "SegmentSpec",
     "SegmentStatistics",
     "Size",
@@ -125,6 +130,7 @@ __all__ = [
     "Sum",
     "TableSpec",
     "Task",
+    "TlsOptions",
     "UnavailableError",
     "Uniform",
     "UpdateRow",
@@ -146,6 +152,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
         "JournalError",
         "MemoryLimitError",
         "NonFiniteError",
+        "NotAllowedError",
         "OverloadedError",
         "RequestError",
         "RowsLostError",
@@ -181,6 +188,7 @@ _PLACES: dict[str, tuple[str, ...]] = {
     ),
     "ps.row_code": ("Float64",),
     "ps.rounds": ("Future",),
+    "ps.security": ("Limits", "SecurityOptions", "TlsOptions"),
     "ps.spec": (
         "AdaGrad",
         "Adam",

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -39,7 +40,9 @@ from ps.options import ClientOptions
 from ps.placement import journal_folder
 from ps.ray_directory import CALL_SECONDS, RayDirectory, find_coordinator, namespace
 from ps.routing import Routing
+from ps.security import SecurityOptions, warn_if_open
 from ps.server import ShardServer
+from ps.session import free_resources, room_for_shards
 from ps.spec import ClusterSpec
 from ps.transport import GrpcTransport
 from ps.user_modules import load_modules
@@ -74,8 +77,13 @@ class CoordinatorActor:
     def routing(self) -> Any:
         return _outcome(lambda: self._coordinator.routing().to_message().SerializeToString())
 
-    def propose(self) -> Any:
-        return _outcome(lambda: self._coordinator.propose().to_message().SerializeToString())
+    def propose(self, owners: bytes | None = None) -> Any:
+        """owners: int32 [num_buckets], little-endian."""
+        wanted = None if owners is None else np.frombuffer(owners, "<i4").astype(np.int32)
+        return _outcome(lambda: self._coordinator.propose(wanted).to_message().SerializeToString())
+
+    def resize(self, num_shards: int) -> None:
+        self._coordinator.resize(num_shards)
 
     def commit(self, epoch: int) -> Any:
         return _outcome(lambda: self._coordinator.commit(epoch))
@@ -118,9 +126,17 @@ class ShardActor:
     """A shard's gRPC server in a process of its own, and the thread that renews its lease."""
 
     def __init__(
-        self, name: str, shard: int, on_loopback: bool = False, journal: str | None = None, fresh: bool = False
+        self,
+        name: str,
+        shard: int,
+        on_loopback: bool = False,
+        journal: str | None = None,
+        fresh: bool = False,
+        security: str = "{}",
     ) -> None:
-        """journal: folder of the shard's journal on its node. fresh: drop what it has, at the first start."""
+        """journal: folder of the shard's journal on its node. fresh: drop what it has, at the first start. security:
+        JSON of SecurityOptions.
+        """
         self._name = name
         self._shard = shard
         self._incarnation = secrets.randbits(63)
@@ -130,9 +146,9 @@ class ShardActor:
         self._journal = folder = None if journal is None else Path(journal)
         self._server = ShardServer(
             host=host,
-            port=0,
             thresholds=partial(thresholds_here, ray=True),
             shard=lambda observe: open_shard(folder, observe=observe, takes_over=again, fresh=fresh and not again),
+            security=SecurityOptions.model_validate_json(security),
         )
         self._recovered = self._server.work.shard.holding is not None
         gc.freeze()  # as ps/process.py
@@ -182,11 +198,13 @@ def start_cluster(
     on_loopback: bool = False,
     fresh: bool = False,
     start_seconds: float = START_SECONDS,
+    security: SecurityOptions | None = None,
 ) -> RayDirectory:
     """Start shards and coordinator, and wait until they are ready. They outlive this process; `stop_cluster` ends them.
 
     on_loopback: listen on 127.0.0.1 only, for a Ray of one machine; else on the node's own address. fresh: drop what
-    journals of this name have, instead of beginning with it.
+    journals of this name have, instead of beginning with it. security: its files must be here and on every node with a
+    shard.
 
     Raises RequestError when the name is taken, or the nodes cannot hold the shards or their tables' memory limits,
     UnavailableError when they are not up in time.
@@ -197,8 +215,12 @@ def start_cluster(
         raise RequestError(f"cluster {name!r} runs already; attach to it, or end it with `weir down`")
     if sum(node["Alive"] for node in ray.nodes()) == 1:  # this one; else each shard checks its own node
         check_limits(spec, shards, thresholds_here(ray=True))
+    security = (security or SecurityOptions()).absolute()
+    GrpcTransport(security).close()  # finds a file that does not do before anything starts
+    if not on_loopback:
+        warn_if_open("their nodes' addresses", security)
     deadline = time.monotonic() + start_seconds
-    bundle, strategy = _bundle(shards, cpus_per_shard)
+    bundle, strategy = room_for_shards(shards, cpus_per_shard)
     folders = [journal_folder(spec, name, shard) for shard in range(shards)]
     journals = [None if folder is None else str(folder) for folder in folders]
     group = placement_group([bundle] * shards, strategy=strategy, name=namespace(name), lifetime="detached")
@@ -206,7 +228,7 @@ def start_cluster(
     try:
         if not group.wait(timeout_seconds=min(30.0, start_seconds)):
             raise RequestError(
-                f"cluster {name!r}: no room for {shards} shards of {bundle} each; free now: {_free()}. "
+                f"cluster {name!r}: no room for {shards} shards of {bundle} each; free now: {free_resources()}. "
                 "Take fewer shards or smaller `cpus_per_shard`, or end what runs"
             )
         coordinator = (
@@ -234,12 +256,12 @@ def start_cluster(
                 runtime_env=_ENVIRONMENT,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=shard),
             )
-            .remote(name, shard, on_loopback, journals[shard], fresh)
+            .remote(name, shard, on_loopback, journals[shard], fresh, security.model_dump_json())
             for shard in range(shards)
         ]
         ray.get([actor.address.remote() for actor in actors], timeout=max(0.1, deadline - time.monotonic()))
         _wait_until(lambda: bool(ray.get(coordinator.ready.remote(), timeout=CALL_SECONDS)), deadline, name)
-        reassign_cluster(name)
+        reassign_cluster(name, security)
     except (RayActorError, GetTimeoutError) as error:
         _remove(name, group, shards)
         # Ray gives the traceback of a failed actor as text; its end is what went wrong.
@@ -252,12 +274,12 @@ def start_cluster(
     return RayDirectory(name)
 
 
-def connect_cluster(name: str, options: ClientOptions | None = None) -> Client:
+def connect_cluster(name: str, options: ClientOptions | None = None, security: SecurityOptions | None = None) -> Client:
     """A client of a running cluster; any process in Ray may have one. Raises UnavailableError when there is none."""
     directory = RayDirectory(name)
     spec = cluster_spec(name)
     load_modules(spec.psfunc_modules)
-    return Client(spec, GrpcTransport(), directory, directory.routing(), options, cluster=name)
+    return Client(spec, GrpcTransport(security), directory, directory.routing(), options, cluster=name)
 
 
 def cluster_spec(name: str) -> ClusterSpec:
@@ -265,13 +287,13 @@ def cluster_spec(name: str) -> ClusterSpec:
     return ClusterSpec.model_validate_json(RayDirectory(name).ask("spec"))
 
 
-def wait_until_answering(name: str, seconds: float = 60.0) -> dict[str, Any]:
+def wait_until_answering(name: str, seconds: float = 60.0, security: SecurityOptions | None = None) -> dict[str, Any]:
     """The cluster's status once every shard answers; Ray may be starting one anew. Raises UnavailableError naming those
     that do not in time.
     """
     deadline = time.monotonic() + seconds
     while True:
-        report = cluster_status(name)
+        report = cluster_status(name, security)
         silent = [shard["shard"] for shard in report["shards"] if shard["state"] == "silent"]
         if not silent and report["shards"]:
             return report
@@ -282,9 +304,9 @@ def wait_until_answering(name: str, seconds: float = 60.0) -> dict[str, Any]:
         time.sleep(0.5)
 
 
-def reassign_cluster(name: str) -> None:
+def reassign_cluster(name: str, security: SecurityOptions | None = None) -> None:
     """Give every shard its place anew, those too that came back empty. Their rows stay lost: restore or clear next."""
-    directory, transport = RayDirectory(name), GrpcTransport()
+    directory, transport = RayDirectory(name), GrpcTransport(security)
     routing = directory.propose()
     try:
         control.assign(transport, cluster_spec(name), routing)
@@ -306,12 +328,12 @@ def stop_cluster(name: str, *, forget: bool = False) -> None:
     _remove(name, directory.ask("group"), shards)
 
 
-def cluster_status(name: str) -> dict[str, Any]:
+def cluster_status(name: str, security: SecurityOptions | None = None) -> dict[str, Any]:
     """name, metrics_address, epoch, lost, silent, and for each shard its place, and what it says of itself: tables,
     queue_depth, uptime_seconds, metrics_address.
     """
     report: dict[str, Any] = {"name": name, **RayDirectory(name).ask("describe")}
-    transport = GrpcTransport()
+    transport = GrpcTransport(security)
     try:
         answers = control.statuses(transport, [shard["address"] for shard in report["shards"]])
     finally:
@@ -343,24 +365,6 @@ def cluster_exists(name: str) -> bool:
     except UnavailableError:
         return False
     return True
-
-
-def _bundle(shards: int, cpus_per_shard: float) -> tuple[dict[str, float], str]:
-    """What one shard asks for, and how shards are laid out."""
-    offered = float(ray.cluster_resources().get("ps", 0))
-    if offered == 0:
-        return {"CPU": cpus_per_shard}, "PACK"
-    if offered < shards:
-        raise RequestError(
-            f"{shards} shards need {shards} units of the resource `ps`, the nodes offer {offered:g}; "
-            "take fewer shards, or raise `ps` in cluster.yaml"
-        )
-    return {"CPU": cpus_per_shard, "ps": 1.0}, "SPREAD"
-
-
-def _free() -> str:
-    free = ray.available_resources()
-    return ", ".join(f"{key} {free.get(key, 0):g}" for key in ("CPU", "ps") if key in free or key == "CPU")
 
 
 def _wait_until(condition: Callable[[], bool], deadline: float, name: str) -> None:

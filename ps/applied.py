@@ -42,6 +42,10 @@ class Applied:
     def num_clients(self) -> int:
         return len(self._clients)
 
+    def knows(self, client: int) -> bool:
+        """Whether it has a window here."""
+        return client in self._clients
+
     def fresh(self, client: int, sequence: int, buckets: BucketNumbers) -> NDArray[np.bool_]:
         """bool [k]: the buckets that have not had this update. Raises ExpiredError when that can no longer be told."""
         if client in self._expired:

@@ -286,8 +286,8 @@ class Client:
         """
         self.flush()
         self._finish_save()
-        patience = self.options.retry.control_seconds
-        self._saving = start_save(self._connection.transport, self.routing, self.spec, directory, seconds=patience)
+        patience, routing = self.options.retry.control_seconds, self._connection.newest_routing()
+        self._saving = start_save(self._connection.transport, routing, self.spec, directory, seconds=patience)
         return self._saving
 
     def _finish_save(self) -> None:
@@ -325,8 +325,9 @@ class Client:
 
         Raises UnavailableError when one does not answer.
         """
-        found = control.statuses(self._connection.transport, self.routing.addresses)
-        for shard, (address, status) in enumerate(zip(self.routing.addresses, found, strict=True)):
+        routing = self._connection.newest_routing()
+        found = control.statuses(self._connection.transport, routing.addresses)
+        for shard, (address, status) in enumerate(zip(routing.addresses, found, strict=True)):
             if status is None:
                 raise UnavailableError(f"shard {shard} at {address} does not answer; `weir status` shows the cluster")
         return [control.describe_status(status) for status in found if status is not None]

@@ -9,9 +9,10 @@ from typing import Any
 
 import msgpack
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ps.errors import RequestError, RowsLostError, UnavailableError, WeirError
+from ps.errors import NotAllowedError, RequestError, RowsLostError, UnavailableError, WeirError
 from ps.routing import Routing
 from ps.spec import ClusterSpec
 from ps.transport import Method, TimedOutError, Transport
@@ -42,11 +43,12 @@ def call_all(
     return [future.result() for future in pending]
 
 
-def assign(transport: Transport, spec: ClusterSpec, routing: Routing) -> None:
-    """Give every shard of a routing its place."""
+def assign(transport: Transport, spec: ClusterSpec, routing: Routing, shards: Sequence[int] | None = None) -> None:
+    """Give every shard of a routing its place, or these only."""
     body, where = spec.model_dump_json().encode(), routing.to_message()
-    messages = [pb.AssignRequest(cluster_spec=body, routing=where, shard=shard) for shard in range(routing.num_shards)]
-    call_all(transport, routing.addresses, "Assign", messages, ASSIGN_SECONDS)
+    chosen = range(routing.num_shards) if shards is None else shards
+    messages = [pb.AssignRequest(cluster_spec=body, routing=where, shard=shard) for shard in chosen]
+    call_all(transport, [routing.addresses[shard] for shard in chosen], "Assign", messages, ASSIGN_SECONDS)
 
 
 def first_routing(transport: Transport, spec: ClusterSpec, addresses: Sequence[str]) -> Routing:
@@ -75,8 +77,13 @@ def first_routing(transport: Transport, spec: ClusterSpec, addresses: Sequence[s
 def statuses(
     transport: Transport, addresses: Sequence[str], timeout_seconds: float = STATUS_SECONDS
 ) -> list[pb.StatusReply | None]:
-    """Each shard's status, None where it does not answer."""
+    """Each shard's status, None where it does not answer. Raises NotAllowedError for one that turns this process
+    away.
+    """
     pending = [transport.send(address, "Status", pb.StatusRequest(), timeout_seconds) for address in addresses]
+    for address, future in zip(addresses, pending, strict=True):
+        if isinstance(error := future.exception(), NotAllowedError):
+            raise NotAllowedError(f"the shard at {address}: {error}")
     return [future.result() if future.exception() is None else None for future in pending]
 
 
@@ -126,7 +133,7 @@ class StatusDirectory:
         self._addresses = newest.addresses
         return newest
 
-    def propose(self) -> Routing:
+    def propose(self, owners: NDArray[np.int32] | None = None) -> Routing:
         found = statuses(self._transport, self._addresses)
         for shard, (address, status) in enumerate(zip(self._addresses, found, strict=True)):
             if status is None:
@@ -137,7 +144,8 @@ class StatusDirectory:
         if not known:
             raise RowsLostError(f"no shard of cluster {self._cluster!r} knows its tables any more; start a new cluster")
         newest = max(known, key=lambda routing: routing.epoch)
-        return Routing(newest.epoch + 1, newest.owners.astype(np.int32), newest.addresses)
+        chosen = newest.owners if owners is None else owners
+        return Routing(newest.epoch + 1, chosen.astype(np.int32), self._addresses)
 
     def commit(self, routing: Routing) -> None:
         self._addresses = routing.addresses

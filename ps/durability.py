@@ -28,7 +28,6 @@ class Durability(Spec):
     mode: Literal["none", "checkpoint", "journal"] = "none"
     directory: str | None = None
     fsync: Literal["never", "always"] | Annotated[float, Field(gt=0)] = "never"
-    segment_bytes: Annotated[ByteSize, Field(ge=4096)] = 64 << 20
     snapshot_after_bytes: Annotated[ByteSize, Field(ge=4096)] = 256 << 20
     backlog_bytes: Annotated[ByteSize, Field(ge=4096)] = 256 << 20
     recovery_seconds: Annotated[float, Field(ge=0)] = 120.0

@@ -64,6 +64,14 @@ class RowsLostError(WeirError):
     code = "NOT_FOUND"
 
 
+class NotAllowedError(RequestError):
+    """The shard does not know the caller, or the caller the shard: a wrong or missing token or certificate. Never
+    retried.
+    """
+
+    code = "UNAUTHENTICATED"
+
+
 class NoClusterError(UnavailableError, RequestError):
     """No cluster where the request says that there is one: a wrong address or name, or one that was never started."""
 

@@ -9,7 +9,8 @@ weir_updated_rows_total{outcome}     applied, created, nonfinite, dropped_above,
 weir_removed_rows_total{table,why}   deleted, evicted
 weir_refused_keys_total{table,why}   keys that got no row: admission, memory_limit
 weir_memory_limit_bytes{table}       0: none
-weir_refused_total{reason}           messages: error (answered with one), overloaded (queue full), malformed
+weir_refused_total{reason}           messages: error (answered with one), overloaded (queue full), malformed,
+                                     not_allowed (no token, or another one)
 weir_routing_epoch                   0 before the first Assign
 weir_journal_backlog_bytes           that wait for the disk; no updates are taken beyond durability.backlog_bytes
 weir_journal_replay_bytes            written since the last snapshot: what a recovery would replay
@@ -60,6 +61,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.num_malformed = 0
+        self.num_not_allowed = 0
         self._seconds = Histogram(
             "weir_seconds", "Seconds from arrival to answer", ["kind"], buckets=_BUCKETS, registry=self.registry
         )
@@ -100,6 +102,7 @@ class _ShardCollector(Collector):
         refused.add_metric(["error"], shard.num_failed)
         refused.add_metric(["overloaded"], work.num_overloaded)
         refused.add_metric(["malformed"], self._metrics.num_malformed)
+        refused.add_metric(["not_allowed"], self._metrics.num_not_allowed)
         yield refused
         if (journal := shard.journal) is not None:
             yield GaugeMetricFamily("weir_journal_backlog_bytes", "Bytes that wait for the disk", journal.backlog_bytes)

@@ -18,19 +18,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
-from ps import control
+from ps import control, resharding
 from ps.client import Client
 from ps.errors import RequestError, UnavailableError
 from ps.memory_limits import check_limits, thresholds_here
 from ps.options import ClientOptions
+from ps.resharding import Move
 from ps.routing import Routing
+from ps.security import SecurityOptions
 from ps.spec import ClusterSpec, TableSpec
-from ps.transport import GrpcTransport, InProcessTransport, Transport
+from ps.transport import GrpcTransport, InProcessTransport, Transport, send_part
 from ps.user_modules import load_modules
 from ps.work import WorkThread, open_shard
 
@@ -52,11 +56,14 @@ class ShardProcess:
         journal: Path | None = None,
         fresh: bool = False,
         takes_over: bool = False,
+        security: SecurityOptions | None = None,
     ) -> None:
         """journal, fresh, takes_over: as ps.work.open_shard has them."""
         self._command = [sys.executable, "-m", "ps.process", "--host", host, "--port", str(port), "--stop-at-eof"]
         if journal is not None:
             self._command += ["--journal", str(journal)]
+        if security is not None:
+            self._command += ["--security", security.model_dump_json()]
         self._command += ["--fresh"] * fresh + ["--takes-over"] * takes_over
         # The pipe to its standard input is never written to: the kernel closes it with this process, and the shard
         # stops.
@@ -113,10 +120,13 @@ class ShardProcess:
 class Reviver:
     """A thread that starts shard processes anew that died: on the same port, with their journals."""
 
-    def __init__(self, processes: list[ShardProcess], journals: Sequence[Path | None]) -> None:
+    def __init__(
+        self, processes: list[ShardProcess], journals: Sequence[Path | None], security: SecurityOptions | None
+    ) -> None:
         """processes: replaced in place. One that ends before it listens is left: its journal cannot be read."""
         self.num_revived = 0
-        self._processes, self._journals = processes, journals
+        self.lock = threading.Lock()  # held while it looks: whoever ends processes on purpose holds it
+        self._processes, self._journals, self._security = processes, journals, security
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="weir-reviver", daemon=True)
         self._thread.start()
@@ -129,18 +139,24 @@ class Reviver:
     def _run(self) -> None:
         given_up: set[int] = set()
         while not self._stopping.wait(_LOOK_SECONDS):
-            for shard, process in enumerate(self._processes):
-                if shard in given_up or process.process.poll() is None:
-                    continue
-                port = int(process.address.rpartition(":")[2])
-                process.stop()
-                self._processes[shard] = ShardProcess(port=port, journal=self._journals[shard], takes_over=True)
-                try:
-                    _ = self._processes[shard].address
-                    self.num_revived += 1
-                except UnavailableError as error:
-                    _log.error("shard %d cannot be started anew: %s", shard, error)
-                    given_up.add(shard)
+            with self.lock:
+                self._look(given_up)
+
+    def _look(self, given_up: set[int]) -> None:
+        for shard, process in enumerate(self._processes):
+            if shard in given_up or process.process.poll() is None:
+                continue
+            port = int(process.address.rpartition(":")[2])
+            process.stop()
+            self._processes[shard] = ShardProcess(
+                port=port, journal=self._journals[shard], takes_over=True, security=self._security
+            )
+            try:
+                _ = self._processes[shard].address
+                self.num_revived += 1
+            except UnavailableError as error:
+                _log.error("shard %d cannot be started anew: %s", shard, error)
+                given_up.add(shard)
 
 
 class LocalCluster:
@@ -154,9 +170,11 @@ class LocalCluster:
         placement: Placement = "in-process",
         name: str = "local",
         fresh: bool = False,
+        security: SecurityOptions | None = None,
     ) -> None:
         """With journals, begins with what those of this name have; a shard process that dies is started anew, and has
-        then what it had. fresh: drop what the journals have, and drop them at the end.
+        then what it had. fresh: drop what the journals have, and drop them at the end. security: of shards that
+        are processes.
 
         Raises RequestError for a number of shards that the buckets do not allow, memory limits that the machine does
         not, or journals of another spec, JournalError for damaged ones.
@@ -169,26 +187,26 @@ class LocalCluster:
         load_modules(spec.psfunc_modules)
         self.spec = spec
         self.name = name
+        self.security = security
         self._fresh = fresh
         self.processes: list[ShardProcess] = []
         self._hosts: dict[str, WorkThread] = {}
         self._reviver: Reviver | None = None
-        self._journals = journals = [journal_folder(spec, name, shard) for shard in range(shards)]
+        self._are_processes = placement == "process"
+        self._between = InProcessTransport(self._hosts)
+        self._journals: list[Path | None] = []
+        self.addresses: tuple[str, ...] = ()
         try:
-            if placement == "process":
-                self.processes = [ShardProcess(journal=journal, fresh=fresh) for journal in journals]
-                self.addresses = tuple(process.address for process in self.processes)
-            else:
-                for shard, journal in enumerate(journals):
-                    self._hosts[f"in-process:{shard}"] = WorkThread(open_shard(journal, fresh=fresh))
-                self.addresses = tuple(self._hosts)
+            if self._are_processes:
+                GrpcTransport(security).close()  # finds a file that does not do before any process starts
+            self._start(shards, fresh=fresh)
             transport = self._transport()
             try:
                 control.assign(transport, spec, control.first_routing(transport, spec, self.addresses))
             finally:
                 transport.close()
             if self.processes and spec.durability.keeps_journal:
-                self._reviver = Reviver(self.processes, journals)
+                self._reviver = Reviver(self.processes, self._journals, security)
         except BaseException:
             self.close()
             raise
@@ -196,6 +214,28 @@ class LocalCluster:
     def connect(self, options: ClientOptions | None = None) -> Client:
         """A new client. Close it before the cluster."""
         return self._connect(options, owns_cluster=False)
+
+    def reshard(self, shards: int, *, at_once: int = resharding.AT_ONCE) -> Iterator[Move]:
+        """Move buckets until so many shards have even numbers of rows, while clients go on; yields every step. With the
+        present number of shards it balances. at_once: buckets in one step.
+        """
+        before = len(self.addresses)
+        if not 1 <= shards <= self.spec.num_buckets:
+            raise RequestError(
+                f"{shards} shards for {self.spec.num_buckets} buckets; need 1 to {self.spec.num_buckets}"
+            )
+        self._start(shards - before, fresh=True)
+        transport = self._transport()
+        try:
+            directory = control.StatusDirectory(self.name, transport, self.addresses)
+            goal = resharding.balanced(transport, shards)
+            yield from resharding.move(transport, self.spec, directory, goal, at_once=at_once)
+            if shards < before:
+                directory = control.StatusDirectory(self.name, transport, self.addresses[:shards])
+                resharding.settle(transport, self.spec, directory)
+                self._end(shards)
+        finally:
+            transport.close()
 
     def close(self) -> None:
         """End all shards. Journals stay, for whoever starts them again, unless they began `fresh`."""
@@ -205,7 +245,40 @@ class LocalCluster:
             process.stop()
         for host in self._hosts.values():
             host.close()
-        for journal in self._journals if self._fresh else []:
+        self._between.close()
+        if self._fresh:
+            self._forget(self._journals)
+
+    def _start(self, more: int, *, fresh: bool) -> None:
+        """So many shards more."""
+        first = len(self.addresses)
+        for shard in range(first, first + more):
+            journal = journal_folder(self.spec, self.name, shard)
+            self._journals.append(journal)
+            if self._are_processes:
+                self.processes.append(ShardProcess(journal=journal, fresh=fresh, security=self.security))
+            else:
+                send = partial(send_part, self._between)
+                self._hosts[f"in-process:{shard}"] = WorkThread(open_shard(journal, fresh=fresh), send=send)
+        self.addresses = (
+            tuple(process.address for process in self.processes) if self._are_processes else tuple(self._hosts)
+        )
+
+    def _end(self, kept: int) -> None:
+        """Shards that have no buckets any more, behind the first `kept`, and their journals."""
+        gone, self.addresses = self.addresses[kept:], self.addresses[:kept]
+        with self._reviver.lock if self._reviver is not None else nullcontext():
+            ended = self.processes[kept:]
+            del self.processes[kept:]
+        for process in ended:
+            process.stop()
+        for address in gone if self._hosts else ():
+            self._hosts.pop(address).close()
+        self._forget(self._journals[kept:])
+        del self._journals[kept:]
+
+    def _forget(self, journals: Sequence[Path | None]) -> None:
+        for journal in journals:
             if journal is not None:
                 shutil.rmtree(journal, ignore_errors=True)
 
@@ -218,7 +291,7 @@ class LocalCluster:
         self.close()
 
     def _transport(self) -> Transport:
-        return GrpcTransport() if self.processes else InProcessTransport(self._hosts)
+        return GrpcTransport(self.security) if self.processes else InProcessTransport(self._hosts)
 
     def _connect(self, options: ClientOptions | None, *, owns_cluster: bool) -> Client:
         transport = self._transport()
@@ -246,9 +319,10 @@ def local(
     seed: int = 0,
     psfunc_modules: tuple[str, ...] = (),
     check: bool = False,
+    security: SecurityOptions | None = None,
 ) -> Client:
     """A client with shards of its own, which end with it. num_buckets, seed and psfunc_modules: where no ClusterSpec
-    is given. check: compile users' row functions with bounds checks.
+    is given. check: compile users' row functions with bounds checks. security: of shards that are processes.
     """
     if isinstance(tables, ClusterSpec):
         spec = tables.model_copy(update={"check": True}) if check else tables
@@ -256,19 +330,24 @@ def local(
         spec = ClusterSpec(
             psfunc_modules=psfunc_modules, tables=dict(tables), num_buckets=num_buckets, seed=seed, check=check
         )
-    return LocalCluster(spec, shards=shards, placement=placement)._connect(options, owns_cluster=True)
+    cluster = LocalCluster(spec, shards=shards, placement=placement, security=security)
+    return cluster._connect(options, owns_cluster=True)
 
 
-def connect(address: str, options: ClientOptions | None = None) -> Client:
-    """A client of a running cluster, found through the "host:port" of any of its shards.
+def connect(address: str, options: ClientOptions | None = None, security: SecurityOptions | None = None) -> Client:
+    """A client of a running cluster, found through the "host:port" of any of its shards. security: that of the shards.
 
-    Raises UnavailableError when nothing answers there, RequestError when the shard belongs to no cluster yet.
+    Raises UnavailableError when nothing answers there, NotAllowedError when the shard turns this process away,
+    RequestError when it belongs to no cluster yet.
     """
-    transport = GrpcTransport()
+    transport = GrpcTransport(security)
     try:
         (status,) = control.statuses(transport, [address], timeout_seconds=5.0)
         if status is None:
-            raise UnavailableError(f"no shard answers at {address}; `weir status` shows where shards listen")
+            raise UnavailableError(
+                f"no shard answers at {address}; `weir status` shows where shards listen. One with TLS hangs up on "
+                "clients without it, or without a certificate that it asks for: security.tls"
+            )
         spec = control.read_spec(status, address)
         load_modules(spec.psfunc_modules)
         routing = Routing.from_message(status.routing)

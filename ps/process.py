@@ -1,4 +1,4 @@
-"""A shard process: `python -m ps.process [--host H] [--port P] [--metrics-port P] [--journal DIR]`.
+"""A shard process: `python -m ps.process [--host H] [--port P] [--metrics-port P] [--journal DIR] [--security JSON]`.
 
 Prints one line of JSON when it listens, {"port", "address", "metrics_address", "pid"}, and runs until SIGTERM or
 Ctrl-C. With
@@ -17,7 +17,10 @@ import sys
 import threading
 from pathlib import Path
 
-from ps.errors import WeirError
+from pydantic import ValidationError
+
+from ps.errors import RequestError, WeirError
+from ps.security import SecurityOptions
 from ps.server import ShardServer
 from ps.work import open_shard
 
@@ -32,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--fresh", action="store_true", help="drop what the journal has")
     parser.add_argument("--takes-over", action="store_true", help="end a process that still has the journal")
     parser.add_argument("--stop-at-eof", action="store_true", help="end when standard input closes")
+    parser.add_argument("--security", default="{}", help="JSON of ps.security.SecurityOptions: paths and limits")
     options = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
@@ -41,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
             port=options.port,
             metrics_port=options.metrics_port,
             shard=lambda observe: open_shard(options.journal, observe=observe, **opening),
+            security=_read_security(options.security),
         )
     except WeirError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -62,6 +67,13 @@ def main(arguments: list[str] | None = None) -> int:
     os.read(until_end, 1)
     server.stop()
     return 0
+
+
+def _read_security(text: str) -> SecurityOptions:
+    try:
+        return SecurityOptions.model_validate_json(text)
+    except ValidationError as error:
+        raise RequestError(f"--security {text}: {error}") from error
 
 
 def _watch_stdin(end: int) -> None:

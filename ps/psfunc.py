@@ -119,6 +119,10 @@ class Psfunc:
         """Floats of one row of the payload; by default as wide as the table."""
         return spec.width
 
+    def row_width(self, spec: TableSpec) -> int:
+        """Floats of one row of the answer, where it gives rows; by default as wide as the table."""
+        return spec.width
+
     def split(self, parts: Sequence[slice | NDArray[np.int64] | None]) -> list[Psfunc]:
         """Client: the psfunc for each shard; parts[i] selects the call's keys that live there (None: no keys given)."""
         return [self] * len(parts)

@@ -17,6 +17,7 @@ from ps.envelope import Bytes, Reader
 from ps.errors import RequestError
 from ps.keys import bucket_of
 from ps.psfunc import BucketNumbers, Psfunc, decode_args
+from ps.security import Limits
 from ps.shared_memory import Mappings
 from ps.spec import ClusterSpec, TableSpec
 from ps.synchronous import MAX_WORLD, Place
@@ -26,6 +27,7 @@ from ps.wire.arrays import ITEM_BYTES, decode_floats
 
 WIRE_VERSION = 1
 _MAX_SEQUENCE = 1 << 62
+_MAX_ARGS_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +88,9 @@ class CheckedRequest:
         return self.place is not None or any(call.is_update for call in self.calls)
 
 
-def check_request(message: pb.Request, spec: ClusterSpec, mappings: Mappings | None = None) -> CheckedRequest:
+def check_request(
+    message: pb.Request, spec: ClusterSpec, mappings: Mappings | None = None, limits: Limits | None = None
+) -> CheckedRequest:
     """mappings: where shared buffers are opened. Raises RequestError naming the call and what is wrong with it,
     NotSharedError for a buffer out of reach.
     """
@@ -99,6 +103,8 @@ def check_request(message: pb.Request, spec: ClusterSpec, mappings: Mappings | N
     if not 0 <= message.event_time < 1 << 32:
         raise RequestError(f"event_time is {message.event_time}; it must be seconds since 1970, below 2^32")
     place = _place(message) if message.HasField("group") else None
+    limits = limits or Limits()
+    _check_keys(message, limits)
     arrays = Reader(message, mappings)
     calls = []
     for number, call in enumerate(message.calls):
@@ -121,7 +127,40 @@ def check_request(message: pb.Request, spec: ClusterSpec, mappings: Mappings | N
         )
     if place is not None:
         _check_group_calls(calls)
+    _check_reply(calls, spec, limits)
     return request
+
+
+def _check_keys(message: pb.Request, limits: Limits) -> None:
+    """Before any of them is read."""
+    _check_limit(
+        sum(max(len(call.keys), call.shared_keys.length) // 8 for call in message.calls),
+        "the message has {} keys",
+        limits.max_keys_per_request,
+        "max_keys_per_request",
+    )
+
+
+def _check_reply(calls: list[CheckedCall], spec: ClusterSpec, limits: Limits) -> None:
+    """Before any of its rows is made."""
+    _check_limit(
+        sum(
+            len(call.keyed.keys) * call.psfunc.row_width(spec.tables[call.table]) * ITEM_BYTES[call.dtype]
+            for call in calls
+            if call.keyed is not None and call.psfunc.gives_rows
+        ),
+        "the rows of the reply would take {} bytes",
+        limits.max_message_bytes,
+        "max_message_bytes",
+    )
+
+
+def _check_limit(found: int, what: str, limit: int, name: str) -> None:
+    if found > limit:
+        raise RequestError(
+            f"{what.format(found)}; the limit is {limit}: send fewer keys at a time, or raise "
+            f"cluster.security.limits.{name}"
+        )
 
 
 def _place(message: pb.Request) -> Place:
@@ -144,6 +183,8 @@ def _check_call(call: pb.Call, spec: ClusterSpec, arrays: Reader, *, grouped: bo
     table = spec.tables.get(call.table)
     if table is None:
         raise RequestError(f"no such table; there are: {', '.join(sorted(spec.tables))}")
+    if len(call.args) > _MAX_ARGS_BYTES:  # unpacked they take up to a hundred times as much
+        raise RequestError(f"arguments of {len(call.args)} bytes; the limit is {_MAX_ARGS_BYTES}: send them as payload")
     psfunc = decode_args(call.psfunc, call.args)
     psfunc.check(table)
     if call.dtype not in ITEM_BYTES:

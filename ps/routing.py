@@ -78,7 +78,9 @@ class Routing:
 
     @classmethod
     def from_message(cls, message: pb.Routing) -> Routing:
-        """Raises RequestError for owners that name no address."""
+        """Raises RequestError for owners that name no address, and for more shards than buckets."""
+        if len(message.addresses) > len(message.owners) // 4:
+            raise RequestError(f"{len(message.addresses)} shards for {len(message.owners) // 4} buckets")
         return cls(message.epoch, np.frombuffer(message.owners, "<i4").astype(np.int32), tuple(message.addresses))
 
 

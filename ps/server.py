@@ -12,17 +12,20 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NoReturn
 
 import grpc
 
-from ps.errors import METADATA_KEY, RequestError, WeirError, to_wire
+from ps.errors import METADATA_KEY, NotAllowedError, RequestError, WeirError, to_wire
 from ps.memory_limits import Threshold, thresholds_here
 from ps.metrics import Metrics
+from ps.security import TOKEN_KEY, SecurityOptions, is_token, read_token, server_identity, warn_if_open
 from ps.shard import Observer, Shard
 from ps.synchronous import MAX_WORLD
-from ps.wire import MAX_MESSAGE_BYTES, weir_pb2_grpc
+from ps.transport import GrpcTransport, send_part
 from ps.wire import weir_pb2 as pb
+from ps.wire.reading import read_control, read_request
 from ps.work import DEFAULT_CAPACITY, WorkThread
 
 _MAX_DETAILS = 4000  # characters; gRPC limits the size of metadata
@@ -33,9 +36,10 @@ _log = logging.getLogger("weir.server")
 class ShardServer:
     """A shard that listens. Not assigned yet: the coordinator, or whoever started it, sends Assign.
 
-    host: loopback by default; there is no authentication, so bind other interfaces inside a trusted network only. port,
-    metrics_port: 0 takes a free one; metrics_port None opens no endpoint. thresholds: as WorkThread has them. shard:
-    makes the shard, which is told whom to report messages to. Raises RequestError for a port in use.
+    host: loopback by default; other interfaces without a token print a warning. port, metrics_port: 0 takes a free one;
+    metrics_port None opens no endpoint. thresholds: as WorkThread has them. shard: makes the shard, which is told whom
+    to report messages to. security: its files are read at once. Raises RequestError for a port in use, and for files of
+    `security` that do not do.
     """
 
     def __init__(
@@ -48,15 +52,20 @@ class ShardServer:
         advertised_host: str | None = None,
         thresholds: Callable[[], Sequence[Threshold]] = thresholds_here,
         shard: Callable[[Observer], Shard] = lambda observe: Shard(observe=observe),
+        security: SecurityOptions | None = None,
     ) -> None:
+        security = security or SecurityOptions()
+        token, credentials, limits = read_token(security), _credentials(security), security.limits
+        warn_if_open(host, security)
         self.metrics = Metrics()
         made = shard(self.metrics.observe)  # before anybody can connect: one that recovers takes its time
         self.metrics_address = ""
         self._server = grpc.server(
             ThreadPoolExecutor(capacity + MAX_WORLD + _SPARE_THREADS, thread_name_prefix="weir-grpc"),
+            interceptors=[] if token is None else [_Gate(token, self.metrics)],
             options=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", limits.max_message_bytes),
+                ("grpc.max_send_message_length", limits.max_message_bytes),
                 ("grpc.so_reuseport", 0),  # else two shards could take the same port and share its messages
                 # Clients ping every 20 s while a call waits; the default would cut them off.
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
@@ -65,7 +74,9 @@ class ShardServer:
             ],
         )
         try:
-            self.port = self._server.add_insecure_port(f"{host}:{port}")
+            place = f"{host}:{port}"
+            add, secure = self._server.add_insecure_port, self._server.add_secure_port
+            self.port = add(place) if credentials is None else secure(place, credentials)
         except RuntimeError:
             self.port = 0
         if self.port == 0:
@@ -77,9 +88,10 @@ class ShardServer:
         self.address = f"{shown}:{self.port}"
         if metrics_port is not None:
             self.metrics_address = f"{shown}:{self.metrics.serve(host, metrics_port)}"
-        self.work = WorkThread(made, capacity, thresholds)
+        self._others = GrpcTransport(security)
+        self.work = WorkThread(made, capacity, thresholds, limits, partial(send_part, self._others))
         self.metrics.watch(self.work)
-        weir_pb2_grpc.add_ShardServicer_to_server(_Servicer(self), self._server)  # type: ignore[no-untyped-call]
+        self._server.add_generic_rpc_handlers((_Servicer(self, limits.max_message_bytes).handlers(),))
         self._server.start()
 
     def wait(self) -> None:
@@ -90,52 +102,115 @@ class ShardServer:
         """Refuse new messages, give those that run a moment, and end all threads."""
         stopped: threading.Event = self._server.stop(grace_seconds)
         self.work.close()
+        self._others.close()
         stopped.wait(grace_seconds + 10)
         self.metrics.close()
 
 
-class _Servicer(weir_pb2_grpc.ShardServicer):
-    def __init__(self, server: ShardServer) -> None:
-        self._server = server
+class _Gate(grpc.ServerInterceptor):  # type: ignore[type-arg]
+    """Lets calls with the token through."""
 
-    def Execute(self, request: pb.Request, context: grpc.ServicerContext) -> pb.Reply:
+    def __init__(self, token: bytes, metrics: Metrics) -> None:
+        self._token = token
+        self._metrics = metrics
+        # As a stream that is never read: the call ends before its message is received.
+        self._refusal = grpc.stream_unary_rpc_method_handler(self._refuse)
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        if is_token(_token_of(handler_call_details.invocation_metadata), self._token):
+            return continuation(handler_call_details)
+        return self._refusal
+
+    def _refuse(self, messages: Any, context: grpc.ServicerContext) -> NoReturn:
+        self._metrics.num_not_allowed += 1
+        state = "no token came along" if _token_of(context.invocation_metadata()) is None else "it is another token"
+        _abort(
+            context,
+            NotAllowedError(
+                f"this shard asks for a token, and {state}; set cluster.security.token_file to the file that the "
+                "shards were started with"
+            ),
+        )
+
+
+class _Servicer:
+    """The methods of the service, from bytes to replies."""
+
+    def __init__(self, server: ShardServer, max_message_bytes: int) -> None:
+        self._server, self._max_bytes = server, max_message_bytes
+
+    def handlers(self) -> Any:
+        methods: tuple[Callable[[bytes], Any], ...] = (
+            self.execute,
+            self.assign,
+            self.save,
+            self.restore,
+            self.status,
+            self.give,
+            self.take,
+        )
+        return grpc.method_handlers_generic_handler(
+            "weir.v1.Shard",
+            {
+                method.__name__.capitalize(): grpc.unary_unary_rpc_method_handler(
+                    partial(_answer, method), response_serializer=lambda reply: reply.SerializeToString()
+                )
+                for method in methods
+            },
+        )
+
+    def execute(self, data: bytes) -> pb.Reply:
         try:
-            answer = self._server.work.execute(request)
-        except RequestError as error:
+            answer = self._server.work.execute(read_request(data))
+        except RequestError:
             self._server.metrics.num_malformed += 1
-            _abort(context, error)
-        except Exception as error:
-            _abort(context, error)
-        try:
-            return answer.result()
-        except Exception as error:
-            _abort(context, error)
+            raise
+        return answer.result()
 
-    def Assign(self, request: pb.AssignRequest, context: grpc.ServicerContext) -> pb.AssignReply:
-        try:
-            return self._server.work.assign(request).result()
-        except Exception as error:
-            _abort(context, error)
+    def assign(self, data: bytes) -> pb.AssignReply:
+        return self._server.work.assign(read_control(pb.AssignRequest(), data)).result()
 
-    def Save(self, request: pb.SaveRequest, context: grpc.ServicerContext) -> pb.SaveReply:
-        try:
-            return self._server.work.save(request.directory, request.cut, begin=request.begin)
-        except Exception as error:
-            _abort(context, error)
+    def save(self, data: bytes) -> pb.SaveReply:
+        request = read_control(pb.SaveRequest(), data)
+        return self._server.work.save(request.directory, request.cut, begin=request.begin)
 
-    def Restore(self, request: pb.RestoreRequest, context: grpc.ServicerContext) -> pb.RestoreReply:
-        try:
-            return self._server.work.restore(request.directory, request.mapping, request.event_time)
-        except Exception as error:
-            _abort(context, error)
+    def restore(self, data: bytes) -> pb.RestoreReply:
+        request = read_control(pb.RestoreRequest(), data)
+        return self._server.work.restore(request.directory, request.mapping, request.event_time)
 
-    def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusReply:
-        try:
-            reply = self._server.work.status()
-            reply.metrics_address = self._server.metrics_address
-        except Exception as error:
-            _abort(context, error)
+    def give(self, data: bytes) -> pb.GiveReply:
+        return self._server.work.give(read_control(pb.GiveRequest(), data))
+
+    def take(self, data: bytes) -> pb.TakeReply:
+        return self._server.work.take(read_control(pb.TakeRequest(), data, self._max_bytes)).result()
+
+    def status(self, data: bytes) -> pb.StatusReply:
+        request = read_control(pb.StatusRequest(), data)
+        reply = self._server.work.status(wants_buckets=request.wants_buckets)
+        reply.metrics_address = self._server.metrics_address
         return reply
+
+
+def _credentials(security: SecurityOptions) -> grpc.ServerCredentials | None:
+    identity = server_identity(security)
+    if identity is None or security.tls is None:
+        return None
+    assert identity.key is not None
+    assert identity.certificate is not None
+    return grpc.ssl_server_credentials(
+        [(identity.key, identity.certificate)], identity.authority, security.tls.require_client_certificate
+    )
+
+
+def _token_of(metadata: Any) -> str | bytes | None:
+    return next((value for key, value in metadata or () if key == TOKEN_KEY), None)
+
+
+def _answer(method: Callable[[bytes], Any], data: bytes, context: grpc.ServicerContext) -> Any:
+    try:
+        return method(data)
+    except Exception as error:
+        _abort(context, error)
 
 
 def _abort(context: Any, error: Exception) -> NoReturn:

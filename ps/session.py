@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting a small one on this machine."""
+"""Joining a Ray cluster, or starting a small one on this machine; and what room it has."""
 
 from __future__ import annotations
 
@@ -41,6 +41,27 @@ def open_ray(address: str | None = None, *, num_cpus: int | None = None, connect
 def close_ray() -> None:
     """Leave Ray; ends it where `open_ray` started it."""
     ray.shutdown()
+
+
+def room_for_shards(shards: int, cpus_per_shard: float) -> tuple[dict[str, float], str]:
+    """What one shard asks of Ray, and how shards are laid out. Raises RequestError for fewer units of `ps` than
+    shards.
+    """
+    offered = float(ray.cluster_resources().get("ps", 0))
+    if offered == 0:
+        return {"CPU": cpus_per_shard}, "PACK"
+    if offered < shards:
+        raise RequestError(
+            f"{shards} shards need {shards} units of the resource `ps`, the nodes offer {offered:g}; "
+            "take fewer shards, or raise `ps` in cluster.yaml"
+        )
+    return {"CPU": cpus_per_shard, "ps": 1.0}, "SPREAD"
+
+
+def free_resources() -> str:
+    """What Ray has left, for messages."""
+    free = ray.available_resources()
+    return ", ".join(f"{key} {free.get(key, 0):g}" for key in ("CPU", "ps") if key in free or key == "CPU")
 
 
 def _started_by_hand() -> str:

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from ps.cut import Saves, Sink
 from ps.errors import JournalError, RequestError, WeirError, WrongEpochError
@@ -37,6 +37,7 @@ from ps.spec import ClusterSpec
 from ps.synchronous import Groups, Place
 from ps.wire import weir_pb2 as pb
 
+T = TypeVar("T")
 SLICE_SECONDS = 0.005
 MAX_CLIENTS = 4096
 MAX_IDLE_SECONDS = 7 * 86_400.0
@@ -216,6 +217,7 @@ class Shard:
 
         def work() -> Generator[None, None, int]:
             holding = self._placed()
+            holding.least_epoch = holding.routing.epoch
             for waiting in self._groups.clear():
                 self._fail(waiting.answers, WrongEpochError("a restore began while other ranks were missing"))
             self._group_steps.clear()
@@ -235,6 +237,14 @@ class Shard:
 
         self._add("alone", work(), lambda result, error: self._answer([answer], result, error))
 
+    def run(self, mode: Mode, work: Callable[[Holding], Generator[None, None, T]], answer: Future[T]) -> None:
+        """Run work on what the shard holds. `answer`: its result, once the journal has what it changed."""
+
+        def placed() -> Generator[None, None, T]:
+            return (yield from work(self._placed()))
+
+        self._add(mode, placed(), lambda result, error: self._answer_update([answer], result, error))
+
     # Inside.
 
     def _placed(self) -> Holding:
@@ -250,7 +260,7 @@ class Shard:
         """
         journal = self.journal
         if journal is not None and journal.wants_snapshot:
-            self._snapshot_next(holding, journal.begin_snapshot(), deque(holding.owned.tolist()))
+            self._snapshot_next(holding, journal.begin_snapshot(), deque(holding.held.tolist()))
         for evictor in holding.evictions.values():
             running = evictor.make_room(holding.owned)
             if running is not None:

@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ps.errors import NotSharedError, RequestError
-from ps.wire import MAX_MESSAGE_BYTES
 
 Bytes = NDArray[np.uint8]
 
 IS_AVAILABLE = sys.platform == "linux"
 ALIGNMENT = 64  # of arrays in a buffer
 _MIN_BYTES = 1 << 16
+_MAX_BYTES = 1 << 30  # that a shard maps of one buffer
 _MAX_IDLE_PER_SIZE = 8
 _MAX_MAPPED = 64  # buffers that a shard keeps mapped; the one that was not used for longest goes
 _SEALS = 0 if not IS_AVAILABLE else fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -141,8 +141,8 @@ def _label(number: int) -> str:
 
 def _map(name: BufferName) -> Bytes:
     """The numbers come over the wire: nothing is opened but a sealed anonymous file that carries the id."""
-    if not 0 < name.size <= MAX_MESSAGE_BYTES:
-        raise RequestError(f"a shared buffer of {name.size} bytes; the limit is {MAX_MESSAGE_BYTES}")
+    if not 0 < name.size <= _MAX_BYTES:
+        raise RequestError(f"a shared buffer of {name.size} bytes; the limit is {_MAX_BYTES}")
     path, expected = f"/proc/{name.pid}/fd/{name.descriptor}", f"/memfd:{_label(name.id)} (deleted)"
     try:
         if os.readlink(path) != expected:

@@ -205,8 +205,8 @@ StateCodecName = Literal["fp32", "bf16"]
 class SegmentSpec(Spec):
     """Part of a row with its own dim, initializer, optimizer and codec.
 
-    late: the score of a row (TableSpec.score) from which it has the segment. Until then the segment takes no memory,
-    reads as its initial value, and its gradient is dropped.
+    late: the score of a row (TableSpec.score) from which it has the segment, the push that brings it included. Until
+    then the segment takes no memory, reads as its initial value, and its gradient is dropped.
     """
 
     dim: int = Field(ge=1, le=4096)

@@ -13,21 +13,21 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import grpc
 
-from ps.errors import METADATA_KEY, UnavailableError, WeirError, from_wire, to_wire
-from ps.wire import MAX_MESSAGE_BYTES
+from ps.errors import METADATA_KEY, NotAllowedError, RequestError, UnavailableError, WeirError, from_wire, to_wire
+from ps.security import SecurityOptions, client_identity, read_token, token_metadata
 from ps.wire import weir_pb2 as pb
 
-Method: TypeAlias = Literal["Execute", "Assign", "Save", "Restore", "Status"]
+Method: TypeAlias = Literal["Execute", "Assign", "Save", "Restore", "Status", "Give", "Take"]
 REPLIES: Mapping[Method, Any] = {
     "Execute": pb.Reply,
     "Assign": pb.AssignReply,
     "Save": pb.SaveReply,
     "Restore": pb.RestoreReply,
     "Status": pb.StatusReply,
+    "Give": pb.GiveReply,
+    "Take": pb.TakeReply,
 }
-CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     # A cut connection without a reset is noticed after keepalive_time + keepalive_timeout, and only while a call waits.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -39,6 +39,13 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.use_local_subchannel_pool", 1),  # each client object has connections of its own
     ("grpc.enable_retries", 0),
 )
+
+
+# In what gRPC says of a TLS handshake that no second try would mend.
+_HANDSHAKE_SIGNS = ("certificate", "verification check failed", "wrong_version_number")
+
+
+TAKE_SECONDS = 60.0
 
 
 class TimedOutError(UnavailableError):
@@ -62,11 +69,24 @@ class Transport(Protocol):
 
 
 class GrpcTransport:
-    """One channel per address, opened on first use. Thread-safe."""
+    """One channel per address, opened on first use. Thread-safe. security: that of the shards; its files are read at
+    once. Raises RequestError for one that does not do.
+    """
 
     crosses_processes = True
 
-    def __init__(self) -> None:
+    def __init__(self, security: SecurityOptions | None = None) -> None:
+        security = security or SecurityOptions()
+        self._metadata = token_metadata(read_token(security))
+        self._credentials = _credentials(security)
+        self._max_bytes = security.limits.max_message_bytes
+        self._options = (
+            *CHANNEL_OPTIONS,
+            ("grpc.max_send_message_length", self._max_bytes),
+            ("grpc.max_receive_message_length", self._max_bytes),
+        )
+        if security.tls is not None and security.tls.server_name is not None:
+            self._options += (("grpc.ssl_target_name_override", security.tls.server_name),)
         self._channels: dict[str, grpc.Channel] = {}
         self._methods: dict[tuple[str, Method], Any] = {}
         self._lock = threading.Lock()
@@ -75,7 +95,7 @@ class GrpcTransport:
     def send(self, address: str, method: Method, message: Any, timeout_seconds: float) -> Future[Any]:
         answer: Future[Any] = Future()
         try:
-            call = self._method(address, method).future(message, timeout=timeout_seconds)
+            call = self._method(address, method).future(message, timeout=timeout_seconds, metadata=self._metadata)
         except ValueError:  # a channel closed meanwhile
             answer.set_exception(ClosedError("the client was closed"))
             return answer
@@ -97,13 +117,18 @@ class GrpcTransport:
             if known is None:
                 channel = self._channels.get(address)
                 if channel is None:
-                    channel = self._channels[address] = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+                    channel = self._channels[address] = self._open(address)
                 known = self._methods[address, method] = channel.unary_unary(
                     f"/weir.v1.Shard/{method}",
                     request_serializer=_serialize,
                     response_deserializer=REPLIES[method].FromString,
                 )
             return known
+
+    def _open(self, address: str) -> grpc.Channel:
+        if self._credentials is None:
+            return grpc.insecure_channel(address, options=self._options)
+        return grpc.secure_channel(address, self._credentials, options=self._options)
 
 
 class Host(Protocol):
@@ -117,7 +142,11 @@ class Host(Protocol):
 
     def restore(self, directory: str, mapping: bytes, event_time: int) -> pb.RestoreReply: ...
 
-    def status(self) -> pb.StatusReply: ...
+    def status(self, *, wants_buckets: bool = False) -> pb.StatusReply: ...
+
+    def give(self, request: pb.GiveRequest) -> pb.GiveReply: ...
+
+    def take(self, request: pb.TakeRequest) -> Future[pb.TakeReply]: ...
 
 
 class InProcessTransport:
@@ -159,7 +188,16 @@ class InProcessTransport:
             return self._blocking.submit(host.save, message.directory, message.cut, begin=message.begin)
         if method == "Restore":
             return self._blocking.submit(host.restore, message.directory, message.mapping, message.event_time)
-        return self._blocking.submit(host.status)
+        if method == "Give":
+            return self._blocking.submit(host.give, message)
+        if method == "Take":
+            return host.take(message)
+        return self._blocking.submit(host.status, wants_buckets=message.wants_buckets)
+
+
+def send_part(transport: Transport, address: str, part: pb.TakeRequest) -> Future[pb.TakeReply]:
+    """A part of moving buckets, to the shard that takes them."""
+    return transport.send(address, "Take", part, TAKE_SECONDS)
 
 
 def _copy(answer: Future[Any], done: Future[Any]) -> None:
@@ -169,6 +207,13 @@ def _copy(answer: Future[Any], done: Future[Any]) -> None:
         answer.set_result(done.result())
     else:
         answer.set_exception(error if isinstance(error, WeirError) else from_wire(*to_wire(error)))
+
+
+def _credentials(security: SecurityOptions) -> grpc.ChannelCredentials | None:
+    identity = client_identity(security)
+    if identity is None:
+        return None
+    return grpc.ssl_channel_credentials(identity.authority, identity.key, identity.certificate)
 
 
 def _serialize(message: Any) -> bytes:
@@ -187,5 +232,22 @@ def _resolve(answer: Future[Any], done: Any, timeout_seconds: float) -> None:
     elif failure.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
         answer.set_exception(TimedOutError(f"no answer within {timeout_seconds:g} s"))
     else:
-        name = next((value for key, value in failure.trailing_metadata() or () if key == METADATA_KEY), None)
-        answer.set_exception(from_wire(failure.code().name, failure.details() or "", name))
+        answer.set_exception(_error_of(failure))
+
+
+def _error_of(failure: Any) -> WeirError:
+    """The class that the shard raised, or what a status of gRPC itself means."""
+    name = next((value for key, value in failure.trailing_metadata() or () if key == METADATA_KEY), None)
+    details = failure.details() or ""
+    if name is None and any(sign in details.lower() for sign in _HANDSHAKE_SIGNS):
+        return NotAllowedError(
+            f"the TLS handshake failed ({details}); look at cluster.security.tls: whether shards use it, authority, "
+            "and server_name where the shards' certificates do not name their addresses"
+        )
+    if name is None and failure.code() == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in details:
+        return RequestError(
+            f"{details}: send fewer keys at a time, or raise cluster.security.limits.max_message_bytes at both ends"
+        )
+    if name is None and "failed to connect" in details and "Socket closed" in details:
+        details += " (it hangs up: it may expect TLS, or a client certificate of its authority: cluster.security.tls)"
+    return from_wire(failure.code().name, details, name)

@@ -12,10 +12,10 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgpack
 import numpy as np
@@ -23,16 +23,21 @@ from pydantic import ValidationError
 
 from ps import checkpoint
 from ps.errors import CheckpointError, OverloadedError, RequestError, UnavailableError, WrongEpochError
+from ps.giving import give, read_buckets
 from ps.holding import Holding
 from ps.journal.journal import Journal
 from ps.journal.lock import Lock
 from ps.journal.recovery import recover, remove_journal
 from ps.mapping import decode_mapping
 from ps.memory_limits import Threshold, check_limits, shards_beside, thresholds_here
+from ps.moving import take
 from ps.pipe import Pipe
+from ps.psfunc import BucketNumbers
 from ps.request import check_request
 from ps.restoring import Restoration
 from ps.routing import Routing
+from ps.schedule import Mode
+from ps.security import Limits
 from ps.shard import Observer, Shard
 from ps.shared_memory import Mappings
 from ps.spec import ClusterSpec
@@ -41,6 +46,7 @@ from ps.wire import weir_pb2 as pb
 DEFAULT_CAPACITY = 256
 _MAX_BUFFERED_PIECES = 16  # of a file being saved; each is at most 4096 rows
 T = TypeVar("T")
+SendPart: TypeAlias = Callable[[str, pb.TakeRequest], Future[Any]]
 _log = logging.getLogger("weir.work")
 
 
@@ -48,7 +54,8 @@ class WorkThread:
     """Starts the thread of a shard. capacity: messages that may wait before OverloadedError. thresholds: below which
     the tables' memory limits must lie.
 
-    Those that wait for other ranks of a synchronous group do not count.
+    send: how parts of buckets reach the shard at an address. Those that wait for other ranks of a synchronous group do
+    not count.
     """
 
     def __init__(
@@ -56,11 +63,15 @@ class WorkThread:
         shard: Shard,
         capacity: int = DEFAULT_CAPACITY,
         thresholds: Callable[[], Sequence[Threshold]] = thresholds_here,
+        limits: Limits | None = None,
+        send: SendPart | None = None,
     ) -> None:
         self.shard = shard
         self.capacity = capacity
         self.num_overloaded = 0
         self._thresholds = thresholds
+        self._limits = limits or Limits()
+        self._send = send
         self._mappings = Mappings()
         self._started = time.monotonic()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -86,7 +97,7 @@ class WorkThread:
             raise WrongEpochError(
                 "this shard has no place in a cluster yet; it must be assigned, and restored if it had rows"
             )
-        checked = check_request(request, holding.spec, self._mappings)
+        checked = check_request(request, holding.spec, self._mappings, self._limits)
         journal = self.shard.journal
         if checked.is_update and journal is not None and (trouble := journal.trouble):
             self.num_overloaded += 1
@@ -179,8 +190,40 @@ class WorkThread:
         loaded: Future[int] = self._submit(lambda answer: self.shard.restore(records, found.expired, answer))
         return pb.RestoreReply(num_rows=loaded.result())
 
-    def status(self) -> pb.StatusReply:
-        """What a shard is and holds, at once."""
+    def run(self, mode: Mode, work: Callable[[Holding], Generator[None, None, T]]) -> Future[T]:
+        """Enqueue work on what the shard holds."""
+        return self._submit(lambda answer: self.shard.run(mode, work, answer))
+
+    def give(self, request: pb.GiveRequest) -> pb.GiveReply:
+        """Give buckets to another shard, on the caller's thread. Raises what either shard meets."""
+        holding, buckets = self._placed(), self._checked_buckets(request.buckets)
+        if self._send is None:
+            raise RequestError("this shard was started without a way to others")
+        if request.routing_epoch != holding.routing.epoch:
+            raise WrongEpochError(f"routing epoch {request.routing_epoch}, this shard is at {holding.routing.epoch}")
+        send, address = self._send, request.address
+        return give(self, buckets, lambda part: send(address, part), request.routing_epoch)
+
+    def take(self, request: pb.TakeRequest) -> Future[pb.TakeReply]:
+        """Take a part of what another shard gives."""
+        buckets, epoch = self._checked_buckets(request.buckets), request.routing_epoch
+
+        def work(holding: Holding) -> Generator[None, None, pb.TakeReply]:
+            if epoch != holding.routing.epoch:
+                raise WrongEpochError(f"a part of routing epoch {epoch}, this shard is at {holding.routing.epoch}")
+            yield from take(holding, buckets, request.frames, request.windows, now=time.monotonic())
+            return pb.TakeReply()
+
+        return self.run("update", work)
+
+    def _checked_buckets(self, data: bytes) -> BucketNumbers:
+        buckets = read_buckets(data)
+        if len(buckets) and not (int(buckets.min()) >= 0 and int(buckets.max()) < self._placed().spec.num_buckets):
+            raise RequestError(f"buckets {buckets.tolist()[:8]}: there are {self._placed().spec.num_buckets}")
+        return np.unique(buckets)
+
+    def status(self, *, wants_buckets: bool = False) -> pb.StatusReply:
+        """What a shard is and holds, at once. wants_buckets: rows by bucket, too."""
         holding, reply = self.shard.holding, pb.StatusReply()
         reply.queue_depth = self.queue_depth
         reply.uptime_seconds = time.monotonic() - self._started
@@ -200,6 +243,9 @@ class WorkThread:
                 for name, table in holding.tables.items()
             }
             reply.tables = msgpack.packb(tables)
+            if wants_buckets:
+                rows = sum(table.rows_per_bucket for table in holding.tables.values())
+                reply.bucket_rows = np.asarray(rows, "<i8").tobytes()
         return reply
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ LEVELS = [
     {
         "words": [
             "ps.types", "ps.byte_sizes", "ps.durability", "ps.errors", "ps.strict", "ps.lifetime", "ps.row_code",
-            "ps.spec", "ps.user_modules", "ps.wire.weir_pb2", "ps.wire.weir_pb2_grpc",
+            "ps.security", "ps.spec", "ps.user_modules", "ps.wire.weir_pb2",
         ]
     },
     {"kernels": ["ps.storage.kernels"]},
@@ -32,18 +32,18 @@ LEVELS = [
             "ps.restoring",
         ]
     },
+    {"transport": ["ps.transport"]},
     {
         "shard": [
-            "ps.applied", "ps.cut", "ps.execution", "ps.holding", "ps.journal", "ps.request", "ps.schedule", "ps.shard",
-            "ps.synchronous",
+            "ps.applied", "ps.cut", "ps.execution", "ps.giving", "ps.holding", "ps.journal", "ps.moving", "ps.request",
+            "ps.schedule", "ps.shard", "ps.synchronous",
         ]
     },
     {"server": ["ps.metrics", "ps.pipe", "ps.process", "ps.server", "ps.work"]},
-    {"transport": ["ps.transport"]},
     {
         "client": [
-            "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.messages", "ps.pusher", "ps.rounds",
-            "ps.saving", "ps.sending", "ps.tally", "ps.unsettled",
+            "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.messages", "ps.pusher", "ps.resharding",
+            "ps.rounds", "ps.saving", "ps.sending", "ps.tally", "ps.unsettled",
         ]
     },
     {
@@ -68,7 +68,7 @@ STRANGERS = [("client", "shard"), ("client", "server")]  # they meet on the wire
 LIBRARIES = {
     "numba": ["ps.storage.kernels"],
     "llvmlite": ["ps.storage.kernels"],
-    "grpc": ["ps.server", "ps.transport", "ps.wire"],
+    "grpc": ["ps.server", "ps.transport"],
     "ray": ["ps.actor", "ps.ray_directory", "ps.session", "workers.training.group"],
     "torch": ["workers.models", "workers.training"],
 }

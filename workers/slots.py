@@ -53,7 +53,7 @@ class RecordedSlots:
 def with_live_slots(status: dict[str, Any], config: Config) -> dict[str, Any]:
     """The answer of `weir status`, and what the slots of the recipe's running cluster hold."""
     names = names_of(config)
-    with connect(config.name) as client:
+    with connect(config.name, security=config.cluster.security) as client:
         found = {table: client.get(table, SlotStatistics()) for table in client.spec.tables}
     return {**status, SLOT_STATISTICS: {table: by_name(slots, names) for table, slots in found.items()}}
 

@@ -148,9 +148,13 @@ class Journal:
         """What a segment's start says of the shard."""
         groups = [list(place) for place in self.group_steps]
         spec = self._holding.spec.model_dump_json()
-        return {"shard": self._holding.shard, "spec": spec, "routing": self._place(), "groups": groups}
+        moving = {
+            "leaving": np.flatnonzero(self._holding.is_leaving).tolist(),
+            "arriving": np.flatnonzero(self._holding.is_arriving).tolist(),
+        }
+        return {"shard": self._holding.shard, "spec": spec, "routing": self._place(), "groups": groups, **moving}
 
     def _place(self) -> list[Any]:
         routing = self._holding.routing
         owners = np.ascontiguousarray(routing.owners, "<i4").tobytes()
-        return [routing.epoch, owners, list(routing.addresses), self._holding.shard]
+        return [routing.epoch, owners, list(routing.addresses), self._holding.shard, self._holding.least_epoch]

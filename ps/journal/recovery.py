@@ -22,6 +22,7 @@ from ps.journal.lock import Lock
 from ps.journal.segments import Acknowledged, Segment, check_segments, find_segments, read_frames
 from ps.journal.snapshot import POINTER, Pointer, read_pointer, remove_snapshots
 from ps.keys import bucket_of
+from ps.moving import load_windows
 from ps.record import layout_digest
 from ps.routing import Routing
 from ps.spec import ClusterSpec
@@ -88,7 +89,8 @@ class _Replay:
         self.num_updates = 0
         self.next_number = segments[0].name.first
         self._layouts = {name: layout_digest(text) for name, text in self.holding.layouts().items()}
-        self._move(start["routing"], segments[0])
+        self._move(start["routing"], segments[0], 0)
+        self._moving(start)
         if pointer is not None:
             self._load(pointer)
 
@@ -148,18 +150,36 @@ class _Replay:
                 generation, step = header["group"]
                 self.group_steps.append((int(generation), int(step)))
             if "routing" in header:
-                self._move(header["routing"], segment)
+                self._move(header["routing"], segment, number)
+            self._moving(header)
+            if "windows" in header:
+                is_new = [number >= position for position in self.positions.tolist()]
+                load_windows(holding, header["windows"], now=self.now, wanted=is_new.__getitem__)
         except (TypeError, ValueError, KeyError, IndexError) as error:
             raise JournalError(f"{segment.path}: update {number} cannot be read: {error}") from error
+
+    def _moving(self, header: dict[str, Any]) -> None:
+        """Buckets that are given away, or come, as a start or a commit says."""
+        for name, mask in (("leaving", self.holding.is_leaving), ("arriving", self.holding.is_arriving)):
+            if name in header:
+                mask[np.array(header[name], np.int64)] = True
 
     def _is_new(self, keys: NDArray[np.uint64], number: int) -> NDArray[np.bool_]:
         """bool [n]: keys of buckets that do not have the update of this number from the snapshot."""
         new: NDArray[np.bool_] = self.positions[bucket_of(keys, len(self.positions))] <= number
         return new
 
-    def _move(self, routing: Any, segment: Segment) -> None:
+    def _move(self, routing: Any, segment: Segment, number: int) -> None:
+        """Rows of buckets that went with it are named by frames of their own."""
+        held = self.holding.held
         try:
-            epoch, owners, addresses, shard = routing
-            self.holding.move(Routing(epoch, np.frombuffer(owners, "<i4").astype(np.int32), tuple(addresses)), shard)
+            epoch, owners, addresses, shard, least_epoch = routing
+            place = Routing(epoch, np.frombuffer(owners, "<i4").astype(np.int32), tuple(addresses))
+            self.holding.move(place, shard, drops=False)
+            self.holding.least_epoch = least_epoch
         except (TypeError, ValueError) as error:
             raise JournalError(f"{segment.path}: a routing cannot be read: {error}") from error
+        for bucket in np.setdiff1d(held, self.holding.held).tolist():
+            if self.positions[bucket] <= number:
+                for applied in self.holding.applied.values():
+                    applied.drop_bucket(bucket)

@@ -83,7 +83,7 @@ class Writer:
         return self._name
 
     def append(self, pieces: Sequence[Buffer], *, ends_update: bool) -> None:
-        """Write a frame's pieces, in order of the calls."""
+        """Write a frame's pieces, in order of the calls. ends_update: it is a commit, which has no body."""
         num_bytes = sum(len(piece) for piece in pieces)
         self._put(_Item(list(pieces), num_bytes, ends_update))
 
@@ -161,7 +161,7 @@ class Writer:
     def _write_group(self, items: list[_Item]) -> bool:
         if not items:
             return True
-        framed = [with_checksum(item.pieces) if len(item.pieces) > 1 else item.pieces for item in items]
+        framed = [item.pieces if item.ends_update or not item.pieces else with_checksum(item.pieces) for item in items]
         pieces = [piece for each in framed for piece in each]
         if pieces and not self._until_done(partial(self._write, pieces)):
             return False

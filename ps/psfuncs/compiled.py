@@ -109,6 +109,9 @@ class ReadRow(RowPsfunc):
     gives_rows: ClassVar[bool] = True
     out_dim: ClassVar[int] = 1
 
+    def row_width(self, spec: TableSpec) -> int:
+        return self.out_dim
+
     def apply(self, task: Task) -> Running:
         assert task.keys is not None
         program, out = self.program(), np.zeros((len(task.keys), self.out_dim), np.float32)

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ps.storage.kernels.images import read_images, write_images
 from ps.storage.layout import RowLayout
+
+if TYPE_CHECKING:
+    from ps.storage.table import Table
 
 
 class Before:
@@ -24,19 +28,23 @@ class Before:
         self._may_raise = layout.kernels.may_raise
         self._early_words = layout.early_words
         self._images = np.empty((0, layout.image_words), np.uint32)
-        self._addresses = np.empty(0, np.int64)
+        self._keys = np.empty(0, np.uint64)
 
-    def room(self, num_rows: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """Images and addresses for the kernel to fill; empty where no row function can raise."""
-        if self._may_raise and len(self._addresses) < num_rows:
+    def room(self, num_rows: int) -> tuple[NDArray[np.uint32], NDArray[np.uint64]]:
+        """Images and keys of rows, for the kernel to fill; empty where no row function can raise."""
+        if self._may_raise and len(self._keys) < num_rows:
             room = num_rows + num_rows // 4
             self._images = np.empty((room, self._images.shape[1]), np.uint32)
-            self._addresses = np.empty(room, np.int64)
-        return self._images, self._addresses
+            self._keys = np.empty(room, np.uint64)
+        return self._images, self._keys
 
-    def put_back(self, words: NDArray[np.uint32], num_rows: int) -> None:
-        """Undo what the kernel did to these rows."""
-        write_images(words, self._addresses[:num_rows], self._images[:num_rows], self._early_words)
+    def put_back(self, table: Table, num_rows: int) -> None:
+        """Undo what the kernel did to the first `num_rows` remembered ones, as far as they exist. Rows may have moved
+        since: new ones may have taken them to other memory.
+        """
+        addresses = table._locate(self._keys[:num_rows])[0]
+        exist = addresses >= 0
+        write_images(table.arena.words, addresses[exist], self._images[:num_rows][exist], self._early_words)
 
 
 @contextmanager

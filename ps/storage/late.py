@@ -1,7 +1,7 @@
 """Late segments: early rows, which do not have them yet, are made full, and full ones early again.
 
-A row begins early. `Table.promote` makes it full when its score is reached, and so does a keyed write that names a late
-segment. Made by a Table for itself.
+A row begins early. The push that brings its score makes it full before it is applied, `Table.promote` does so at will,
+and so does a keyed write that names a late segment. Made by a Table for itself.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class LateSegments:
 
     def __init__(self, table: Table) -> None:
         self._table = table
+        self.unreachable_score = table._score.copy()  # as layout.score_of, for a push in which no row grows any more
+        self.unreachable_score[3] = np.nan
 
     def grow(self, keys: UniqueKeys, rates: Floats) -> Grown:
         """Make the early rows of these keys full, their late segments as initial. Keys with a full row or none stay.
@@ -57,15 +59,15 @@ class LateSegments:
             raise blame_optimizers(table, error, "init_state", early, rates) from error
         return grown
 
-    def ripen(self, keys: UniqueKeys, rates: Floats) -> None:
-        """`grow` the rows of keys that have reached the score. Where there is no room they stay early, counted as
+    def ripen(self, keys: UniqueKeys, rates: Floats) -> Grown:
+        """`grow` the rows of keys that reach the score. Where there is no room all of them stay early, counted as
         turned away, until they are pushed again.
         """
-        if len(keys):
-            try:
-                self.grow(keys, rates)
-            except MemoryLimitError:
-                self._table.turned_away += len(keys)
+        try:
+            return self.grow(keys, rates)
+        except MemoryLimitError:
+            self._table.turned_away += len(keys)
+            return Grown(keys[:0], np.empty(0, np.int64))
 
     def take_back(self, grown: Grown) -> None:
         """Undo `grow`, to the order of rows; rows that came since are gone again."""

@@ -27,17 +27,17 @@ from ps.storage.kernels import changes, generate, index
 from ps.storage.kernels.images import read_images, write_images
 from ps.storage.late import LateSegments
 from ps.storage.new_rows import NewRows
+from ps.storage.passes import Passes
 from ps.storage.programs import Programs
 from ps.storage.reading import ALL, Block, blocks_of, decoded, rows_of
 from ps.storage.watching import Watchers
 from ps.types import NOTHING_SEEN, Floats, Gradients, Images, Keys, PushCounts, Rows, Seen, UniqueKeys
 
-_AT, _REMEMBERED, _RIPE = 3, 4, 5  # of the counts of a push
-
 
 class Table:
     """One table, or the part of it in this process. Counters, of rows or elements so far: saturated, nonfinite,
-    created, deleted, evicted, refused (keys that were not admitted), turned_away (keys that found no room).
+    created, deleted, evicted, refused (keys that were not admitted), turned_away (keys that found no room for a row or
+    for its late segments).
     """
 
     def __init__(self, name: str, spec: TableSpec, *, seed: int, num_buckets: int, check: bool = False) -> None:
@@ -103,6 +103,11 @@ class Table:
         """The same of a row without its late segments; None where there are none."""
         return self._layout.kinds[EARLY].row_bytes if self._layout.has_late else None
 
+    @property
+    def image_bytes(self) -> int:
+        """Of the image of a full row."""
+        return 4 * self._layout.image_words
+
     def image_layout(self) -> str:
         """Canonical text of the row layout: images of tables with equal text are interchangeable."""
         return self._layout.text()
@@ -143,7 +148,8 @@ class Table:
         seen: Seen = NOTHING_SEEN,
     ) -> PushCounts:
         """Apply one gradient (float32 [n, width]) to the row of each key, creating it where there is none and the key
-        is admitted; the gradient of one that is not is dropped.
+        is admitted; the gradient of one that is not is dropped. An early row that reaches the score gets its late
+        segments first, as initial; where there is no room for them it stays early, counted as turned away.
 
         learning_rates: float32 [num_segments]. Keys are unique; grouped by bucket is fastest. Raises RequestError for
         shapes that do not fit, MemoryLimitError when there is no room for new rows; both before any row is written.
@@ -155,36 +161,10 @@ class Table:
                 f"table {self.name!r}: gradients {gradients.shape} for {len(keys)} keys of width {self._layout.width}"
             )
         self.watchers.changing(keys)
-        chosen = None
-        if not self.new_rows.surely_fit(len(keys)):
-            chosen = self.new_rows.admitted(keys, np.flatnonzero(self._locate(keys)[0] < 0), shown, step)
-        missing, counts, fresh = np.empty(len(keys), np.int64), np.zeros(6, np.int64), keys[:0]
-        places = (missing, counts, *self._before.room(len(keys)))
-        arguments = (self._bits, rates, self._hyper, self._streams, step, *places)
-        rest = (seen.event_time, self._score, *self._workspace)
-        pushed, sent, ripe = keys, gradients, keys[:0]
-        try:
-            absent = self._kernels.push(*self._memory, keys, gradients, *arguments, shown, *rest)
-            ripe = pushed[missing[len(missing) - counts[_RIPE] :]]
-            if absent:
-                counts[_RIPE] = 0
-                if chosen is None:
-                    chosen = self.new_rows.admitted(keys, missing[:absent].copy(), shown, step)
-                self.new_rows.create(keys[chosen], rates, seen.event_time)
-                pushed, sent, fresh = keys[chosen], gradients[chosen], keys[chosen]
-                shown = shown[chosen] if len(shown) else shown
-                self._kernels.push(*self._memory, pushed, sent, *arguments, shown, *rest)
-                ripe = np.concatenate([ripe, pushed[missing[len(missing) - counts[_RIPE] :]]])
-            self.late.ripen(ripe, rates)
-        except Exception as error:
-            if not self._layout.kernels.may_raise:
-                raise
-            self._before.put_back(self._memory[0], int(counts[_REMEMBERED]))
-            self.new_rows.take_back(fresh)
-            at = slice(counts[_AT], counts[_AT] + 1)
-            raise blame_optimizers(self, error, "update", pushed[at], rates, step, sent[at]) from error
-        self.created += len(fresh)
-        return self._counted(counts[:3], len(fresh), absent - len(fresh))
+        passes = Passes(self, keys, gradients, shown, rates=rates, step=step, event_time=seen.event_time)
+        counts, created, refused = passes.apply()
+        self.created += created
+        return self._counted(counts, created, refused)
 
     def promote(self, keys: UniqueKeys, learning_rates: Floats | None = None) -> int:
         """Give the early rows among those of `keys` their late segments, as initial; returns how many rows got them.

@@ -137,3 +137,22 @@ def test_a_dead_cluster_address(tmp_path, monkeypatch):
     line = mistake(weir("train", write(tmp_path, changes)))
     assert f"127.0.0.1:{port}" in line
     assert "ray start --head" in line
+
+
+def test_a_token_file_that_does_not_do(tmp_path):
+    changes = {"cluster.placement": "process", "cluster.security": {"token_file": str(tmp_path / "token")}}
+    file = write(tmp_path, changes)
+    assert f"security.token_file {tmp_path / 'token'} cannot be read on" in mistake(weir("train", file))
+    (tmp_path / "token").touch(0o600)
+    assert "is empty; write one line" in mistake(weir("train", file))
+    assert "did you mean 'token_file'?" in mistake(weir("train", file, "--set", "cluster.security.tokenfile=x"))
+    assert weir("train", file, "--local", "--set", "train.epochs=1").exit_code == 0  # nobody asks for it
+
+
+def test_shard_processes_behind_a_token(tmp_path):
+    (tmp_path / "token").write_text("correct-horse")
+    (tmp_path / "token").chmod(0o600)
+    changes = {"cluster.placement": "process", "cluster.security": {"token_file": str(tmp_path / "token")}}
+    done = weir("train", write(tmp_path, {**changes, "train.epochs": 1}), "--json")
+    assert done.exit_code == 0, done.stderr
+    assert "horse" not in (tmp_path / "runs/small/0001/config.json").read_text()

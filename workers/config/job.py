@@ -11,6 +11,7 @@ from ps.durability import Durability
 from ps.errors import RequestError
 from ps.mapping import read_mapping
 from ps.options import ClientOptions
+from ps.security import SecurityOptions
 from ps.spec import ClusterSpec, TableSpec, with_modules
 from workers.config.data import Data
 from workers.config.errors import nearest
@@ -37,7 +38,8 @@ class Cluster(Section):
     placement: shards in this process, in local processes, or Ray actors. ray_address: host:port of a running Ray;
     default: $RAY_ADDRESS, or the one that runs on this machine, or a small one for the job alone. existing_rows: what
     a job that starts anew does with rows that a long-lived cluster holds already: refuse, delete them, or train on
-    from them. client: options of ps.client. durability: what survives which failure (ps/durability.py).
+    from them. client: options of ps.client. durability: what survives which failure (ps/durability.py). security:
+    token, certificates and limits of shards and their clients.
     """
 
     shards: int = Field(default=1, ge=1)
@@ -48,6 +50,7 @@ class Cluster(Section):
     ray_address: str | None = None
     durability: Durability = Durability()
     existing_rows: Literal["error", "clear", "keep"] = "error"
+    security: SecurityOptions = Field(default_factory=lambda: SecurityOptions.model_validate({}))
     client: ClientOptions = Field(default_factory=lambda: ClientOptions.model_validate({}))
 
     @field_validator("client")

@@ -13,6 +13,7 @@ from ps.control import rows_lost
 from ps.errors import NoClusterError, RequestError
 from ps.options import ClientOptions
 from ps.placement import LocalCluster, Placement
+from ps.security import SecurityOptions
 from workers.config import Config
 
 
@@ -39,9 +40,10 @@ class _Local:
 @dataclass(frozen=True)
 class _OnRay:
     name: str
+    security: SecurityOptions
 
     def connect(self, options: ClientOptions | None = None) -> Client:
-        return connect(self.name, options)
+        return connect(self.name, options, self.security)
 
 
 @contextmanager
@@ -56,7 +58,12 @@ def open_cluster(config: Config, *, local: bool = False, restores: bool = False)
     if placement != "ray":
         where: Placement = "process" if placement == "process" else "in-process"
         with LocalCluster(
-            config.cluster_spec(), shards=config.cluster.shards, placement=where, name=config.name, fresh=True
+            config.cluster_spec(),
+            shards=config.cluster.shards,
+            placement=where,
+            name=config.name,
+            fresh=True,
+            security=config.cluster.security,
         ) as cluster:
             yield _Local(cluster, config.name)
         return
@@ -66,11 +73,11 @@ def open_cluster(config: Config, *, local: bool = False, restores: bool = False)
     try:
         if actor.cluster_exists(config.name):
             _attach(config, restores=restores)
-            yield _OnRay(config.name)
+            yield _OnRay(config.name, config.cluster.security)
         else:
             _start(config, on_loopback=started_ray, fresh=True)
             try:
-                yield _OnRay(config.name)
+                yield _OnRay(config.name, config.cluster.security)
             finally:
                 actor.stop_cluster(config.name, forget=True)
     finally:
@@ -82,13 +89,13 @@ def _attach(config: Config, *, restores: bool) -> None:
     """Make a running cluster ready for this job: all shards there, and no rows but those that it may train on."""
     from ps import actor
 
-    name, choice = config.name, config.cluster.existing_rows
+    name, choice, security = config.name, config.cluster.existing_rows, config.cluster.security
     if actor.cluster_spec(name) != config.cluster_spec():
         raise RequestError(
             f"cluster {name!r} runs with other tables, buckets or seed than the recipe; "
             "`weir down` ends it, or give the recipe another name"
         )
-    report = actor.wait_until_answering(name)
+    report = actor.wait_until_answering(name, security=security)
     rows = sum(table["rows"] for shard in report["shards"] for table in shard["tables"].values())
     if not restores and choice == "keep" and report["lost"]:
         raise RequestError(f"cluster.existing_rows: found keep, but {rows_lost(name, report['lost'])}")
@@ -98,18 +105,18 @@ def _attach(config: Config, *, restores: bool) -> None:
             "cluster.existing_rows to clear (delete them) or keep (train on from them)"
         )
     if report["lost"]:
-        actor.reassign_cluster(name)
+        actor.reassign_cluster(name, security)
     if not restores and choice == "clear":
-        with connect(name) as client:
+        with connect(name, security=security) as client:
             for table in client.spec.tables:
                 client.clear(table)
 
 
-def connect(name: str, options: ClientOptions | None = None) -> Client:
+def connect(name: str, options: ClientOptions | None = None, security: SecurityOptions | None = None) -> Client:
     """A client of the cluster `name` in the Ray that this process is part of."""
     from ps import actor
 
-    return actor.connect_cluster(name, options)
+    return actor.connect_cluster(name, options, security)
 
 
 def up(config: Config) -> dict[str, Any]:
@@ -118,7 +125,7 @@ def up(config: Config) -> dict[str, Any]:
 
     session.open_ray(config.cluster.ray_address or "auto")
     _start(config, on_loopback=False, fresh=False)
-    return actor.cluster_status(config.name)
+    return actor.cluster_status(config.name, config.cluster.security)
 
 
 def down(config: Config) -> dict[str, Any]:
@@ -135,7 +142,7 @@ def status(config: Config) -> dict[str, Any]:
     from ps import actor, session
 
     session.open_ray(config.cluster.ray_address or "auto")
-    return actor.cluster_status(config.name)
+    return actor.cluster_status(config.name, config.cluster.security)
 
 
 def _start(config: Config, *, on_loopback: bool, fresh: bool) -> None:
@@ -149,6 +156,7 @@ def _start(config: Config, *, on_loopback: bool, fresh: bool) -> None:
         cpus_per_shard=config.cluster.cpus_per_shard,
         on_loopback=on_loopback,
         fresh=fresh,
+        security=config.cluster.security,
     )
 
 

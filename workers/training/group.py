@@ -110,7 +110,7 @@ def _worker(settings: dict[str, Any]) -> None:
     run = Run(Path(settings["run"]))
     checkpoint = settings["checkpoint"] and Path(settings["checkpoint"])
     options = config.cluster.client.model_copy(update={"group": group})
-    with connect(settings["cluster"], options) as client:
+    with connect(settings["cluster"], options, config.cluster.security) as client:
         try:
             work(config, client, run, checkpoint, world, log=run.directory / LOG_FILE)
         except WeirError as error:

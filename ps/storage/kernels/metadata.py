@@ -28,18 +28,27 @@ def decay_between(decay, earlier, later):
 
 
 @inlined
-def touch(words, floats, address, shows, clicks, now, score):
-    """A push at time `now` (int64 seconds) with so many shows and clicks. score: decay, weights of a show and a click.
-
-    Returns the row's score, float64.
+def counts_after(words, floats, address, shows, clicks, now, score):
+    """shows, clicks (float32) of a row after a push at time `now` (int64 seconds) with so many. score: decay, weights
+    of a show and a click.
     """
-    last = np.int64(words[address + LAST_SEEN])
-    factor = decay_between(score[0], last, now)
-    shows += floats[address + SHOWS] * factor
-    clicks += floats[address + CLICKS] * factor
+    factor = decay_between(score[0], np.int64(words[address + LAST_SEEN]), now)
+    return shows + floats[address + SHOWS] * factor, clicks + floats[address + CLICKS] * factor
+
+
+@inlined
+def score_after(words, floats, address, shows, clicks, now, score):
+    """float64: the score of those counts."""
+    shows, clicks = counts_after(words, floats, address, shows, clicks, now, score)
+    return score[1] * (np.float64(shows) - np.float64(clicks)) + score[2] * np.float64(clicks)
+
+
+@inlined
+def touch(words, floats, address, shows, clicks, now, score):
+    """That push."""
+    shows, clicks = counts_after(words, floats, address, shows, clicks, now, score)
     floats[address + SHOWS], floats[address + CLICKS] = shows, clicks
     touch_time(words, address, now)
-    return score[1] * (np.float64(shows) - np.float64(clicks)) + score[2] * np.float64(clicks)
 
 
 @inlined

@@ -10,6 +10,7 @@ from ps.errors import RequestError
 from ps.spec import TableSpec
 from ps.storage.table import Table
 from ps.storage.unique import unique_by_bucket
+from ps.types import NOTHING_SEEN, Seen
 from tests.ps.driving import NUM_BUCKETS, Driver, keys_in
 from tests.ps.psfuncs import user_rows
 from tests.ps.psfuncs.test_rows import VICTIM, everything, line_of, rows_of, run
@@ -21,13 +22,13 @@ WITH_VICTIM = unique_by_bucket(np.append(KEYS, np.uint64(VICTIM)), NUM_BUCKETS)[
 RATES = np.array([0.5, 0.5, 0.5], f32)
 
 
-def spec(own=(), always=()):
+def spec(own=(), always=(), late=1e9):
     """own, always: fields of the two optimizers."""
     return {
         "segments": {
             "own": {
                 "dim": 3,
-                "late": 1e9,
+                "late": late,
                 "optimizer": {"name": "touchy", **dict(own)},
                 "initializer": {"name": "constant", "value": 2.0},
             },
@@ -37,8 +38,8 @@ def spec(own=(), always=()):
     }
 
 
-def push(table, keys, step=1):
-    return table.push(keys, np.ones((len(keys), 6), f32), step=step, learning_rates=RATES)
+def push(table, keys, step=1, seen=NOTHING_SEEN):
+    return table.push(keys, np.ones((len(keys), 6), f32), step=step, learning_rates=RATES, seen=seen)
 
 
 def filled(table, keys=KEYS, full=FULL):
@@ -74,6 +75,27 @@ def test_a_push_that_raises_puts_rows_of_both_sizes_back(segment):
         push(table, np.append(keys_in(range(NUM_BUCKETS), each=9), np.uint64(VICTIM)), step=2)
     assert everything(table) == before
     assert push(table, KEYS, step=2).applied == len(KEYS)
+
+
+@pytest.mark.parametrize("fields", [{"victim": VICTIM}, {"unborn": VICTIM}], ids=str)
+@pytest.mark.parametrize("victim_exists", [True, False])
+def test_a_push_that_raises_where_a_row_has_grown_puts_everything_back(fields, victim_exists):
+    """Rows that grow, new ones that grow at once, and new ones that stay early, among rows of both sizes."""
+    table = filled(table_of(own=fields, late=0.3), WITH_VICTIM if victim_exists else KEYS)
+    push(table, FULL[::2])  # 0.1 a show
+    push(table, EARLY[::2])
+    before, totals = everything(table), (table.num_rows, table.num_early, table.created, table.nonfinite)
+    keys = unique_by_bucket(np.append(keys_in(range(NUM_BUCKETS), each=40), np.uint64(VICTIM)), NUM_BUCKETS)[0]
+    shown = np.zeros((len(keys), 2), f32)
+    shown[:, 0] = np.where((np.arange(len(keys)) % 3 == 0) | (keys == np.uint64(VICTIM)), 3, 2)
+    with pytest.raises(RequestError, match="ValueError: met the victim" if "victim" in fields else "not to be born"):
+        push(table, keys, step=2, seen=Seen(0, shown))
+    assert everything(table) == before
+    assert (table.num_rows, table.num_early, table.created, table.nonfinite) == totals
+    rest = keys != np.uint64(VICTIM)
+    assert push(table, keys[rest], step=2, seen=Seen(0, shown[rest])).applied == np.count_nonzero(rest)
+    early = np.isin(keys, FULL, invert=True) & (shown[:, 0] + np.isin(keys, EARLY[::2]) < 3) & rest
+    assert table.num_early == np.count_nonzero(early) + victim_exists
 
 
 def test_the_gradient_of_what_is_not_there_meets_no_function():

@@ -85,6 +85,17 @@ def test_a_row_that_cannot_be_born():
         assert everything(table) == before
 
 
+def test_rows_that_new_ones_take_to_other_memory_are_put_back_there():
+    """The first few rows of a bucket move when it gets many, before one of these raises."""
+    table = table_of(victim=VICTIM)
+    push(table, KEYS)
+    before = everything(table)
+    many = np.append(keys_in(range(NUM_BUCKETS), each=200), np.uint64(VICTIM))
+    with pytest.raises(RequestError, match="met the victim"):
+        push(table, many)
+    assert everything(table) == before
+
+
 def test_rows_that_are_not_finite_are_refused_and_counted():
     table = table_of(broken=VICTIM)
     keys = np.append(KEYS, np.uint64(VICTIM))

@@ -12,7 +12,8 @@ from ps.spec import TableSpec
 from ps.storage.layout import layout_of, learning_rates_of
 from ps.storage.table import Table
 from ps.types import Seen
-from tests.ps.storage.late_oracle import NEVER, SPEC, LateOracle
+from tests.ps.storage.late_oracle import DAY, NEVER, SPEC, LateOracle, late_at
+from tests.ps.storage.oracle import Oracle
 from tests.ps.storage.test_table import LAST, gradients, same
 
 RATES = np.array([0.1, 0.2, 0.3], np.float32)
@@ -52,15 +53,17 @@ def write_images(table, images):
 class Play:
     """Does the same to a table and to the oracle."""
 
-    def __init__(self, num_buckets):
-        self.table, self.oracle = pair(num_buckets)
+    def __init__(self, num_buckets, spec):
+        self.table, self.oracle = pair(num_buckets, spec)
         self.rng = np.random.default_rng(7)
-        self.images, self.copied = {}, ({}, set())
+        self.images, self.copied = {}, ({}, set(), {})
 
     def push(self, keys, step):
         g = gradients(self.rng, keys, SPEC)
-        counts = self.table.push(keys, g, step=step, learning_rates=RATES)
-        assert (counts.applied, counts.created) == (len(keys), self.oracle.push(keys, g, step, RATES))
+        clicks = self.rng.random(len(keys)) < 0.2
+        shown, now = np.stack([self.rng.integers(1, 4, len(keys)), clicks], 1).astype(np.float32), step * DAY // 2
+        counts = self.table.push(keys, g, step=step, learning_rates=RATES, seen=Seen(now, shown))
+        assert (counts.applied, counts.created) == (len(keys), self.oracle.push(keys, g, step, RATES, shown, now))
 
     def many(self, keys, step):
         """Enough new rows that blocks, directories and indexes grow."""
@@ -117,7 +120,7 @@ class Play:
     def move(self, keys, step):
         """Into another table."""
         images = images_of(self.table)
-        self.table = Table("user", SPEC, seed=3, num_buckets=self.table.num_buckets)
+        self.table = Table("user", self.table.spec, seed=3, num_buckets=self.table.num_buckets)
         write_images(self.table, images)
 
 
@@ -130,9 +133,10 @@ actions = st.lists(st.tuples(st.sampled_from(often * 2 + rest), keys_of_a_call),
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(actions=actions, num_buckets=st.sampled_from([1, 8]))
-def test_random_calls(actions, num_buckets):
-    play = Play(num_buckets)
+@given(actions=actions, num_buckets=st.sampled_from([1, 8]), late=st.sampled_from([NEVER, 3.0, 1.5, 0.5]))
+def test_random_calls(actions, num_buckets, late):
+    """Rows grow when the test says so, or by their score as well: after some pushes, a few, or at the first."""
+    play = Play(num_buckets, late_at(late))
     for step, (action, chosen) in enumerate(actions, 1):
         getattr(play, action)(np.array(chosen, np.uint64), step)
     check(play.table, play.oracle)
@@ -221,8 +225,8 @@ def test_early_rows_cost_their_own_bytes():
     assert table.memory_bytes < 1 << 20
 
 
-def limited(limit):
-    return Table("user", SPEC.model_copy(update={"memory_limit_bytes": limit}), seed=3, num_buckets=4)
+def limited(limit, spec=SPEC):
+    return Table("user", spec.model_copy(update={"memory_limit_bytes": limit}), seed=3, num_buckets=4)
 
 
 def test_no_room_for_full_rows_changes_nothing():
@@ -285,8 +289,40 @@ def test_specs_that_make_no_sense(late, message):
     assert SPEC.keeps_counts
 
 
+def test_rows_that_reach_the_score_at_once_are_as_if_nothing_were_late():
+    table, oracle, rng = (
+        Table("user", late_at(0.5), seed=3, num_buckets=4),
+        Oracle("user", SPEC, 3),
+        np.random.default_rng(1),
+    )
+    for step in range(1, 9):
+        keys = rng.choice(400, 200, replace=False).astype(np.uint64)
+        g = gradients(rng, keys, SPEC)
+        assert table.push(keys, g, step=step, learning_rates=RATES).created == oracle.push(keys, g, step, RATES)
+        assert sum(table.sweep(b, step=step, learning_rates=RATES) for b in range(4)) == len(oracle.rows)
+        oracle.sweep(step, RATES)
+        assert table.num_early == 0
+        same(table, oracle)
+
+
+def test_rows_that_find_no_room_to_grow_are_pushed_as_early_ones():
+    table, never = limited(2 << 20, late_at(1.0)), limited(2 << 20, late_at(NEVER))
+    keys, rng = np.arange(30_000, dtype=np.uint64), np.random.default_rng(2)
+    for step in (1, 2):  # half a point each
+        g = gradients(rng, keys, SPEC)
+        for each in (table, never):
+            assert each.push(keys, g, step=step, learning_rates=RATES).applied == len(keys)
+    assert table.num_early == table.turned_away == len(keys)
+    assert table.memory_bytes <= 2 << 20
+    before, expected = images_of(table), images_of(never)
+    assert list(before) == list(expected)
+    assert all(np.array_equal(before[key], expected[key]) for key in before)
+    table.push(keys[:100], g[:100], step=3, learning_rates=RATES)
+    assert (table.num_early, table.turned_away) == (len(keys) - 100, len(keys))
+
+
 def test_a_row_gets_its_late_segments_at_the_push_that_brings_its_score():
-    """That push's gradient of them is dropped, and so it is where a new row has the score at once."""
+    """That push's gradient of them is applied, and so it is where a new row has the score at once."""
     spec = TableSpec.model_validate(
         {
             "segments": {
@@ -307,9 +343,9 @@ def test_a_row_gets_its_late_segments_at_the_push_that_brings_its_score():
     assert table.num_early == 300
     push(keys[:100], 2, 1, day)  # 0.5 * 3 + 2 = 3.5
     assert table.num_early == 200
-    np.testing.assert_array_equal(table.pull(keys[:100]), np.tile(np.array([-2, 0, 0], np.float32), (100, 1)))
+    np.testing.assert_array_equal(table.pull(keys[:100]), np.tile(np.array([-2, -1, -1], np.float32), (100, 1)))
     push(keys[:100], 1, 0, day)
-    np.testing.assert_array_equal(table.pull(keys[:100]), np.tile(np.array([-3, -1, -1], np.float32), (100, 1)))
+    np.testing.assert_array_equal(table.pull(keys[:100]), np.tile(np.array([-3, -2, -2], np.float32), (100, 1)))
     push(keys[100:200], 3, 0, 2 * day)  # 1.0 halved, and 1.5
     assert table.num_early == 200
     push(keys[200:], 3, 0, day)  # 1.0 and 1.5
@@ -317,4 +353,4 @@ def test_a_row_gets_its_late_segments_at_the_push_that_brings_its_score():
     new = keys + np.uint64(1000)
     push(new, 9, 0, day)
     assert (table.num_early, table.num_rows) == (100, 600)
-    np.testing.assert_array_equal(table.pull(new), np.tile(np.array([-1, 0, 0], np.float32), (300, 1)))
+    np.testing.assert_array_equal(table.pull(new), np.tile(np.array([-1, -1, -1], np.float32), (300, 1)))

@@ -22,7 +22,7 @@ from ps.storage.kernels.index import (
     place_of,
     search_chunk,
 )
-from ps.storage.kernels.metadata import touch, touch_time
+from ps.storage.kernels.metadata import score_after, touch, touch_time
 from ps.storage.kernels.views import borrow, part, stream
 
 # layout
@@ -139,7 +139,7 @@ APPLIED, NONFINITE, SATURATED, AT, REMEMBERED, RIPE = 0, 1, 2, 3, 4, 5
 INFINITE = np.uint32(0x7F800000)
 IMAGE, EARLY_IMAGE = SHAPE.stride - 2, SHAPE.early_stride - 2  # words of an image
 LATE = SHAPE.early_stride > 0  # there are late segments
-BEFORE = array("uint32", 2)  # images [n, IMAGE] of rows
+BEFORE, REMEMBERED_KEYS = array("uint32", 2), array("uint64")  # images [n, IMAGE] of rows, and their keys
 
 
 @inlined
@@ -149,9 +149,9 @@ def is_early(address):
 
 
 @inlined
-def _remember(words, address, before, before_addresses, place):
-    """What the row at `address` is now, so that it can be put back."""
-    before_addresses[place] = address
+def _remember(words, address, key, before, before_keys, place):
+    """What the row of `key` at `address` is now, so that it can be put back."""
+    before_keys[place] = key
     kept, row = part(before, place * IMAGE, IMAGE), part(words, place_of(address, SHAPE) + 2, IMAGE)
     if is_early(address):
         for j in range(EARLY_IMAGE):
@@ -200,7 +200,7 @@ def pull(
     COUNTS,
     COUNTS,
     BEFORE,
-    ADDRESSES,
+    REMEMBERED_KEYS,
     ROWS,
     "int64",
     HYPERS,
@@ -221,7 +221,7 @@ def push(
     missing,
     counts,
     before,
-    before_addresses,
+    before_keys,
     seen,
     now,
     score,
@@ -230,17 +230,19 @@ def push(
     scratch,
     halves_scratch,
 ):
-    """Update the rows that exist; missing [n]: places of the keys without a row. Returns how many those are.
+    """Update the rows that exist, but for early ones that reach the score with this push, which are left as they are.
+
+    The first places in missing [n] are those of the keys without a row, and the last counts[RIPE], in reverse order,
+    those of the rows that are left. Returns how many keys have no row.
 
     seen: [n, 2], shows and clicks of each key, where rows keep them; now: event time in seconds; score: as
-    layout.score_of. The last counts[RIPE] of `missing` are places of early rows that have reached the score.
-    Where MAY_RAISE, the first counts[REMEMBERED] of `before` and `before_addresses` are what rows were, and counts[AT]
-    is the key at work.
+    layout.score_of. Where MAY_RAISE, the first counts[REMEMBERED] of `before` and `before_keys` are what rows were, and
+    counts[AT] is the key at work.
     """
     words, floats, halves, buckets = borrow(words), borrow(floats), borrow(halves), borrow(buckets)
     keys, gradients, learning_rates = borrow(keys), borrow(gradients), borrow(learning_rates)
     hyper, streams, hashes, addresses = borrow(hyper), borrow(streams), borrow(hashes), borrow(addresses)
-    before, before_addresses, seen = borrow(before), borrow(before_addresses), borrow(seen)
+    before, before_keys, seen = borrow(before), borrow(before_keys), borrow(seen)
     scratch, score, num_missing = borrow(scratch), borrow(score), np.int64(0)
     for start in range(0, keys.shape[0], CHUNK):
         length = min(CHUNK, keys.shape[0] - start)
@@ -252,18 +254,22 @@ def push(
                 missing[num_missing] = start + i
                 num_missing += 1
                 continue
+            if is_early(address):
+                shows, clicks = seen[start + i, 0], seen[start + i, 1]
+                reached = score_after(words, floats, place_of(address, SHAPE), shows, clicks, now, score)
+                if reached >= score[3]:
+                    counts[RIPE] += 1
+                    missing[missing.shape[0] - counts[RIPE]] = start + i
+                    continue
             if MAY_RAISE:
                 counts[AT] = start + i
             greatest = stage_row(floats, halves, address, key, gradients, base, learning_rates, hyper, step, scratch)
             if MAY_RAISE:
-                _remember(words, address, before, before_addresses, counts[REMEMBERED])
+                _remember(words, address, key, before, before_keys, counts[REMEMBERED])
                 counts[REMEMBERED] += 1
             if METADATA_WORDS > 1:
                 shows, clicks = seen[start + i, 0], seen[start + i, 1]
-                reached = touch(words, floats, place_of(address, SHAPE), shows, clicks, now, score)
-                if SHAPE.early_stride and address >= EARLY and reached >= score[3]:
-                    counts[RIPE] += 1
-                    missing[missing.shape[0] - counts[RIPE]] = start + i
+                touch(words, floats, place_of(address, SHAPE), shows, clicks, now, score)
             elif METADATA_WORDS:
                 touch_time(words, place_of(address, SHAPE), now)
             if greatest >= INFINITE:
