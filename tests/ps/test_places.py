@@ -10,6 +10,7 @@ import ps
 from ps import checkpoint, places
 from ps.places import ArrowPlace, LocalPlace, open_place
 from tests.ps.driving import SPEC, keys_in
+from workers.inspect import inspect
 
 KEYS = keys_in(range(16), each=20)
 
@@ -90,3 +91,12 @@ def test_paths_are_made_absolute_and_uris_left(tmp_path, monkeypatch):
     assert places.absolute("a") == str(tmp_path / "a")
     assert places.absolute(tmp_path) == str(tmp_path)
     assert places.absolute("s3://b/a") == "s3://b/a"
+
+
+def test_a_checkpoint_at_a_uri_is_inspected(tmp_path):
+    with ps.local(SPEC, shards=2) as client:
+        client.push("user", KEYS, np.ones((len(KEYS), 3), np.float32), step=1).wait()
+        client.save(tmp_path.as_uri())
+    found = inspect(tmp_path.as_uri())
+    assert found["tables"]["user"]["rows"] == len(KEYS)
+    assert found == {**inspect(tmp_path), "checkpoint": tmp_path.as_uri()}
