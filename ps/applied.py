@@ -65,7 +65,9 @@ class Applied:
         return fresh
 
     def mark(self, client: int, sequence: int, buckets: BucketNumbers, *, now: float) -> None:
-        """Remember the update as applied to these buckets (unique, none of them expired for it)."""
+        """Remember the update as applied to these buckets (unique). One that took so long that a bucket's window has
+        passed it is not remembered there: sent again it is refused.
+        """
         known = self._clients.get(client)
         if known is None:
             zeros = np.zeros(self._num_buckets, np.int64)
@@ -75,7 +77,8 @@ class Applied:
         ahead = np.maximum(-age, 0).astype(np.uint64)
         # A shift by 64 is undefined, so a jump past the window is a case of its own.
         kept = np.where(ahead < WINDOW, known.bits[buckets] << np.minimum(ahead, np.uint64(WINDOW - 1)), np.uint64(0))
-        known.bits[buckets] = kept | (np.uint64(1) << np.maximum(age, 0).astype(np.uint64))
+        own = np.where(age < WINDOW, np.uint64(1) << np.clip(age, 0, WINDOW - 1).astype(np.uint64), np.uint64(0))
+        known.bits[buckets] = kept | own
         known.highest[buckets] = np.maximum(known.highest[buckets], sequence)
 
     def expire(self, *, now: float, max_clients: int, max_idle_seconds: float) -> list[int]:

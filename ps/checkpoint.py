@@ -25,13 +25,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgpack
 import numpy as np
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from ps.errors import CheckpointError
+from ps.errors import CheckpointError, RequestError
 from ps.keys import bucket_of, slot_of
 from ps.places import Place, open_place, reason
 from ps.record import VERSION, FrameReader, Record, encode_frame
@@ -138,7 +138,7 @@ def read_manifest(directory: str | Path) -> Manifest:
         raise CheckpointError(
             f"{path} does not exist: {directory} holds no complete checkpoint; use the one before it"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no text, no JSON, a number without end, nested too deep
         raise CheckpointError(f"{path} cannot be read: {error}; use another checkpoint") from error
     if not isinstance(body, dict) or not isinstance(body.get("version"), int):
         raise CheckpointError(f"{path} is no manifest of a checkpoint")
@@ -148,10 +148,10 @@ def read_manifest(directory: str | Path) -> Manifest:
     if crc != _json_crc(body):
         raise CheckpointError(f"{path} was changed after it was written: its checksum differs; use another checkpoint")
     try:
-        spec = ClusterSpec.model_validate(body["cluster_spec"])
-    except ValidationError as error:
+        spec = ClusterSpec.model_validate(body.get("cluster_spec"))
+    except (ValidationError, RequestError) as error:
         raise CheckpointError(f"{path} has a cluster spec that this weir-ps cannot read: {error}") from error
-    manifest = Manifest(str(directory), place, spec, tuple(body["parts"]), body["extra"])
+    manifest = Manifest(str(directory), place, spec, *_read_parts(path, body))
     _check_complete(manifest)
     for part in manifest.parts:
         try:
@@ -164,6 +164,42 @@ def read_manifest(directory: str | Path) -> Manifest:
                 f"{directory}/{part['file']} {state}, the manifest says {part['bytes']} bytes; use another checkpoint"
             )
     return manifest
+
+
+class _Part(BaseModel):
+    """What a manifest says of a file. A name leads to no other folder."""
+
+    file: str = Field(pattern=_PART_NAME.pattern + "$")
+    bytes: int = Field(ge=0, strict=True)
+    crc32: int = Field(ge=0, lt=1 << 32, strict=True)
+    shard: int = Field(ge=0, strict=True)
+    num_shards: int = Field(ge=1, strict=True)
+    num_owned_buckets: int = Field(ge=0, strict=True)
+    routing_epoch: int = Field(0, ge=0, strict=True)
+    rows: dict[str, Annotated[int, Field(ge=0, strict=True)]]
+
+
+class _Start(BaseModel):
+    """What the first frame of a file says."""
+
+    layouts: dict[str, str]
+    expired: dict[str, list[Annotated[int, Field(ge=0, lt=1 << 64, strict=True)]]] = {}
+
+
+class _Parts(BaseModel):
+    parts: list[_Part]
+    extra: dict[str, Any]
+
+
+def _read_parts(path: str, body: Mapping[str, Any]) -> tuple[tuple[Mapping[str, Any], ...], Mapping[str, Any]]:
+    """`parts` and `extra` of a manifest, as they stand there once they are found to be right."""
+    try:
+        _Parts.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{path}: {place}: {first['msg']}; use another checkpoint") from error
+    return tuple(body["parts"]), body["extra"]
 
 
 @dataclass(frozen=True)
@@ -197,8 +233,15 @@ def open_part(place: Place, name: str, *, shown: str, wanted: Wanted = _all) -> 
         if file.read(len(MAGIC)) != MAGIC:
             raise reader.damaged(0, "it does not begin as a file of rows")
         start = reader.read_frame()
-        if start.header.get("kind") != "start" or not isinstance(start.header.get("layouts"), dict):
+        if start.header.get("kind") != "start":
             raise reader.damaged(start.offset, "it does not begin with a start frame")
+        try:
+            begun = _Start.model_validate(start.header)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise reader.damaged(start.offset, f"its start has a wrong {first['loc'][0]}: {first['msg']}") from error
+        if not begun.expired.keys() <= begun.layouts.keys():
+            raise reader.damaged(start.offset, "its start names expired clients of unknown tables")
         yield Part(shown, start.header, _records(file, reader, wanted))
 
 

@@ -286,7 +286,7 @@ class Client:
         """
         self.flush()
         self._finish_save()
-        patience, routing = self.options.retry.control_seconds, self._connection.newest_routing()
+        routing, patience = self._connection.newest_routing(), self.options.retry.control_seconds
         self._saving = start_save(self._connection.transport, routing, self.spec, directory, seconds=patience)
         return self._saving
 

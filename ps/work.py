@@ -327,6 +327,8 @@ def open_shard(
 
 def _rooted(directory: str) -> str:
     """A shard's working folder is not the client's."""
+    if "\0" in directory:
+        raise RequestError(f"checkpoint folder {directory!r} has a zero byte in its name")
     if not is_uri(directory) and not os.path.isabs(directory):
         raise RequestError(
             f"checkpoint folder {directory!r} is relative; give the path that all shards see, from the root"

@@ -35,11 +35,11 @@ LEVELS = [
     {"transport": ["ps.transport"]},
     {
         "shard": [
-            "ps.applied", "ps.cut", "ps.execution", "ps.giving", "ps.holding", "ps.journal", "ps.moving", "ps.request",
-            "ps.schedule", "ps.shard", "ps.synchronous",
+            "ps.applied", "ps.cut", "ps.execution", "ps.giving", "ps.holding", "ps.journal", "ps.moving", "ps.pipe",
+            "ps.request", "ps.schedule", "ps.shard", "ps.synchronous",
         ]
     },
-    {"server": ["ps.metrics", "ps.pipe", "ps.process", "ps.server", "ps.work"]},
+    {"server": ["ps.metrics", "ps.process", "ps.server", "ps.work"]},
     {
         "client": [
             "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.messages", "ps.pusher", "ps.resharding",
@@ -48,8 +48,8 @@ LEVELS = [
     },
     {
         "shells": [
-            "ps", "ps.actor", "ps.coordinator", "ps.coordinator_metrics", "ps.placement", "ps.ray_directory",
-            "ps.session",
+            "ps", "ps.actor", "ps.coordinator", "ps.coordinator_metrics", "ps.placement", "ps.ray_actors",
+            "ps.ray_directory", "ps.ray_resharding", "ps.session",
         ]
     },
     {"config": ["workers.config", "workers.metrics"]},
@@ -69,7 +69,14 @@ LIBRARIES = {
     "numba": ["ps.storage.kernels"],
     "llvmlite": ["ps.storage.kernels"],
     "grpc": ["ps.server", "ps.transport"],
-    "ray": ["ps.actor", "ps.ray_directory", "ps.session", "workers.training.group"],
+    "ray": [
+        "ps.actor",
+        "ps.ray_actors",
+        "ps.ray_directory",
+        "ps.ray_resharding",
+        "ps.session",
+        "workers.training.group",
+    ],
     "torch": ["workers.models", "workers.training"],
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -123,7 +124,9 @@ class Journal:
 
     def begin_snapshot(self, done: Callable[[bool], None] = lambda succeeded: None) -> SnapshotWriter:
         """done: told on another thread whether it succeeded."""
+        has_begun = threading.Event()
         self._writer.begin_segment(self.next_number, self._start())
+        self._writer.after(has_begun.set)
         self._snapshot_from = self._writer.num_bytes + self._writer.backlog_bytes
 
         def told(num_bytes: int) -> None:
@@ -133,7 +136,7 @@ class Journal:
             done(num_bytes > 0)
 
         segment = SegmentName(self._writer.segment.epoch, self.next_number)
-        self.snapshot = SnapshotWriter(self.folder, self._holding, segment, done=told)
+        self.snapshot = SnapshotWriter(self.folder, self._holding, segment, has_begun, done=told)
         return self.snapshot
 
     def close(self) -> None:

@@ -152,7 +152,11 @@ class Writer:
             if item.first is None:
                 begun.append(item)
                 continue
-            if not self._write_group(begun) or not self._until_done(partial(self._go_on, item)):
+            if not self._write_group(begun):
+                return False
+            if self._options.fsync != "never" and not self._sync():
+                return False
+            if not self._until_done(partial(self._go_on, item)):
                 return False
             self._done([item])
             begun = []
@@ -170,7 +174,8 @@ class Writer:
         whole = next((place for place in reversed(range(len(items))) if items[place].ends_update), None)
         if whole is not None:  # a group may end inside an update
             self._end = self._offset - sum(len(piece) for each in framed[whole + 1 :] for piece in each)
-            self._acknowledged.write(self._name, self._end)
+            if not self._until_done(partial(self._acknowledged.write, self._name, self._end)):
+                return False
         self._done(items)
         if not self._is_dirty:
             self._synced_at = time.monotonic()  # the time begins with the first write
@@ -241,8 +246,6 @@ class Writer:
         name = SegmentName(self._name.epoch, item.first)
         if name == self._name:
             return  # nothing was written to it yet
-        if self._options.fsync != "never":
-            os.fdatasync(self._file)
         old = self._file
         self._begin(name, (str(self._name), self._end))
         os.close(old)

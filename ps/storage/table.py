@@ -324,6 +324,7 @@ class Table:
             addresses = self._locate(keys)[0]
         elif len(absent):
             self.new_rows.reserve(keys[absent])
+            addresses = self._locate(keys)[0]  # the first rows of a bucket move when it gets more room
         addresses[absent] = self.new_rows.append(keys[absent], kind)
         words = np.ascontiguousarray(images).view(np.uint32)
         write_images(self.arena.words, addresses, words, self._layout.early_words)

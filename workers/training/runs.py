@@ -140,10 +140,10 @@ def write_json(path: Path, value: Any) -> None:
 def _same_learning(directory: Path, config: dict[str, Any]) -> bool:
     """Whether both configs learn the same thing: placement, paths and checkpoint timing may differ."""
     try:
-        before = json.loads((directory / "config.json").read_text())
-    except (OSError, json.JSONDecodeError):
+        before = _learning(json.loads((directory / "config.json").read_text()))
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError):  # damaged: of no run that we know
         return False
-    return _learning(before) == _learning(json.loads(json.dumps(config)))
+    return before == _learning(json.loads(json.dumps(config)))
 
 
 def _learning(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,30 +20,14 @@ from workers.training.dense import OtherModelError, load_dense, save_dense
 from workers.training.evaluation import Predictions, predict
 from workers.training.feed import Feed, feeds
 from workers.training.lifetimes import clicks_of, due_evictions, event_time_of
+from workers.training.position import Position, read_position, write_position
 from workers.training.progress import Reporter
-from workers.training.runs import InterruptedRunError, Run, keep_newest, write_json
+from workers.training.runs import InterruptedRunError, Run, keep_newest
 from workers.training.schedule import Schedule
 from workers.training.scorer import Scorer
 from workers.training.world import World
 
-POSITION_FILE = "position.json"
-
 EVALUATE, SAVE, STOP, EVICT = 1, 2, 4, 8
-
-
-@dataclass
-class Position:
-    """Where training stands: the next batch to train on is number `batch` of `epoch`; `step` batches were trained.
-
-    event_time: the newest so far, seconds; evicted_at: by table, that of its last eviction.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    samples: int = 0
-    event_time: float = 0.0
-    evicted_at: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -130,10 +113,8 @@ class Trainer:
         if self.world.is_first:
             directory.mkdir(parents=True, exist_ok=True)
             save_dense(directory, self.scorer.bare_model, self.optimizer)
-            position = {**vars(self.position), "training_seconds": self.training_seconds}
-            write_json(
-                directory / POSITION_FILE, {"position": position, "schedule": self.schedule and self.schedule.state()}
-            )
+            schedule = None if self.schedule is None else self.schedule.state()
+            write_position(directory, self.position, self.training_seconds, schedule)
             self.saving = (self.client.start_save(str(directory.absolute())), directory, keep)
         self.world.barrier()
 
@@ -160,11 +141,9 @@ class Trainer:
         self._restore_rows(directory, mapping)
         load_dense(directory, self.scorer.bare_model, None if weights_only else self.optimizer)
         if not weights_only:
-            state = json.loads((directory / POSITION_FILE).read_text())
-            self.training_seconds = state["position"].pop("training_seconds")
-            self.position = Position(**state["position"])
-            if self.schedule is not None and state["schedule"] is not None:
-                self.schedule.load(state["schedule"])
+            self.position, self.training_seconds, schedule = read_position(directory)
+            if self.schedule is not None and schedule is not None:
+                self.schedule.load(schedule)
 
     def start_from(self, directory: Path, mapping: Mapping[str, Any]) -> None:
         """Begin with the rows and the tower of another run's checkpoint; a tower of another shape stays as it is."""
