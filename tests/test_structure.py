@@ -24,7 +24,7 @@ LEVELS = [
         ]
     },
     {"kernels": ["ps.storage.kernels"]},
-    {"keys": ["ps.keys", "ps.memory_limits", "ps.routing", "ps.thresholds", "ps.wire"]},
+    {"keys": ["ps.keys", "ps.memory_limits", "ps.places", "ps.routing", "ps.thresholds", "ps.wire"]},
     {"storage": ["ps.storage"], "shared memory": ["ps.shared_memory", "ps.envelope"]},
     {
         "psfuncs": [

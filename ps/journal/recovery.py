@@ -23,6 +23,7 @@ from ps.journal.segments import Acknowledged, Segment, check_segments, find_segm
 from ps.journal.snapshot import POINTER, Pointer, read_pointer, remove_snapshots
 from ps.keys import bucket_of
 from ps.moving import load_windows
+from ps.places import LocalPlace
 from ps.record import layout_digest
 from ps.routing import Routing
 from ps.spec import ClusterSpec
@@ -110,7 +111,7 @@ class _Replay:
             raise JournalError(f"{path} is missing or cut off; restore a checkpoint")
         self.positions[:] = pointer.positions
         self.next_number = max(self.next_number, int(self.positions.max()))
-        with checkpoint.open_part(path) as part:
+        with checkpoint.open_part(LocalPlace(self.folder), pointer.file, shown=str(path)) as part:
             for name, ids in part.start.get("expired", {}).items():
                 self.holding.applied[name].load_expired(ids)
             for record in part.records:
