@@ -106,6 +106,13 @@ class Applied:
         while len(self._expired) > MAX_REMEMBERED_EXPIRED:
             del self._expired[next(iter(self._expired))]
 
+    def copy(self) -> Applied:
+        """What it is now."""
+        other = Applied(self._num_buckets)
+        for client, known in self._clients.items():
+            other._clients[client] = _Client(known.highest.copy(), known.bits.copy(), known.last_seen)
+        return other
+
     def entries(self, bucket: int) -> bytes:
         """What a bucket has had, as packed ENTRY records, by client id: they are saved and moved with the bucket's
         rows.

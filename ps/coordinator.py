@@ -60,6 +60,8 @@ class Coordinator:
 
     def renew(self, lease: Lease) -> None:
         """A shard process lives. Raises RequestError for a shard that the cluster does not have."""
+        if self._routing is None and self._proposed is None and lease.routing is not None:
+            self.num_shards = lease.routing.num_shards  # this coordinator was restarted; shards may have come since
         if not 0 <= lease.shard < self.num_shards:
             raise RequestError(f"cluster {self.name!r} has shards 0..{self.num_shards - 1}, not {lease.shard}")
         self._leases[lease.shard] = lease

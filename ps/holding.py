@@ -117,14 +117,8 @@ class Holding:
         """Whether the table, at its memory limit, has rows to evict. Says that it wants to."""
         return table in self.evictions and self.evictions[table].ask_for_room(self.owned)
 
-    def records(self) -> Iterator[Record]:
-        """Every row of the owned buckets and what was applied to them, bucket by bucket."""
-        for name in self.tables:
-            for bucket in self.owned.tolist():
-                yield from self._records(name, bucket)
-
     def records_of(self, bucket: int) -> Iterator[Record]:
-        """The same of one bucket, of all tables."""
+        """Every row of a bucket and what was applied to it, of all tables."""
         for name in self.tables:
             yield from self._records(name, bucket)
 

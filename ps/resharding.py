@@ -31,7 +31,9 @@ Owners = NDArray[np.int32]  # [num_buckets]
 
 @dataclass(frozen=True)
 class Move:
-    """Buckets that went from one shard to another. held_seconds: how long they took no messages, the new routing aside."""
+    """Buckets that went from one shard to another. held_seconds: how long they took no messages before the new routing
+    was assigned.
+    """
 
     buckets: NDArray[np.int64]
     source: int

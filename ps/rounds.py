@@ -164,6 +164,11 @@ class Connection:
         """Send a round."""
         return Future(Round(self, work).start(), finish)
 
+    def newest_routing(self) -> Routing:
+        """Asks the directory. Raises what it raises."""
+        self.routing = self.directory.routing()
+        return self.routing
+
     def find_shards(self, known_epoch: int) -> None:
         """Ask the directory, unless a newer routing is known or it was asked a moment ago. Raises RowsLostError."""
         if self.routing.epoch > known_epoch or time.monotonic() < self._asked_at + self.retry.first_backoff_seconds:

@@ -28,7 +28,7 @@ from ps.wire import weir_pb2 as pb
 from ps.wire.reading import read_control, read_request
 from ps.work import DEFAULT_CAPACITY, WorkThread
 
-_MAX_DETAILS = 4000  # characters; gRPC limits the size of metadata
+_MAX_DETAILS_BYTES = 6000  # as they travel; gRPC drops a status of more than 8 KiB of metadata
 _SPARE_THREADS = 8
 _log = logging.getLogger("weir.server")
 
@@ -171,10 +171,12 @@ class _Servicer:
         return self._server.work.assign(read_control(pb.AssignRequest(), data)).result()
 
     def save(self, data: bytes) -> pb.SaveReply:
-        return self._server.work.save(read_control(pb.SaveRequest(), data).directory)
+        request = read_control(pb.SaveRequest(), data)
+        return self._server.work.save(request.directory, request.cut, begin=request.begin)
 
     def restore(self, data: bytes) -> pb.RestoreReply:
-        return self._server.work.restore(read_control(pb.RestoreRequest(), data).directory)
+        request = read_control(pb.RestoreRequest(), data)
+        return self._server.work.restore(request.directory, request.mapping, request.event_time)
 
     def give(self, data: bytes) -> pb.GiveReply:
         return self._server.work.give(read_control(pb.GiveRequest(), data))
@@ -217,8 +219,18 @@ def _abort(context: Any, error: Exception) -> NoReturn:
         _log.error("a message failed unexpectedly", exc_info=error)
     code, message, name = to_wire(error)
     context.set_trailing_metadata(((METADATA_KEY, name),))
-    context.abort(grpc.StatusCode[code], message[:_MAX_DETAILS])
+    context.abort(grpc.StatusCode[code], _shortened(message))
     raise AssertionError("abort raises")
+
+
+def _shortened(message: str) -> str:
+    """As much of the beginning as a status can carry: bytes that are no visible ASCII take three."""
+    size = 0
+    for place, character in enumerate(message):
+        size += 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode())
+        if size > _MAX_DETAILS_BYTES:
+            return message[:place]
+    return message
 
 
 assert sys.byteorder == "little", "the wire carries raw little-endian arrays"

@@ -8,8 +8,8 @@ With a journal (ps/journal/), what an update changed is given to it before the u
 update is answered when the journal has it.
 
 Single-threaded: ps/work.py owns the thread. The order of work is that of ps/schedule.py; messages that only read are
-its reads, assign and restore want to be alone. A save counts as an update: reads go on, updates wait, so the file is
-one cut.
+its reads, assign and restore want to be alone. A save marks as an update does, so the file is one cut; then it goes on
+beside updates.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
-from ps import checkpoint
+from ps.cut import Saves, Sink
 from ps.errors import JournalError, RequestError, WeirError, WrongEpochError
 from ps.execution import execute, execute_group, is_new
 from ps.holding import Holding
 from ps.journal.journal import Journal
 from ps.journal.recovery import Recovered
 from ps.journal.snapshot import SnapshotWriter
-from ps.record import Record, encode_record
+from ps.record import Record
 from ps.request import CheckedRequest
 from ps.routing import Routing
 from ps.schedule import Job, Mode, Schedule
@@ -44,7 +44,6 @@ MAX_IDLE_SECONDS = 7 * 86_400.0
 _EXPIRE_EVERY_SECONDS = 60.0
 _log = logging.getLogger("weir.shard")
 
-Sink: TypeAlias = Callable[[bytes], bool]  # takes a piece of a file; False: full, offer it again later
 OpenJournal: TypeAlias = Callable[[Holding], Journal]
 Observer: TypeAlias = Callable[[str, float], None]  # kind "pull", "apply" or "other", seconds from arrival to answer
 
@@ -84,6 +83,7 @@ class Shard:
         if self.journal is not None:
             self._group_steps.extend(self.journal.group_steps)
             self._groups.generation = max((generation for generation, _ in self._group_steps), default=0)
+        self._saves = Saves(self._add, self._answer)
         self._running: dict[Place, _Waiting] = {}  # messages of group steps that are being applied
         self._max_clients, self._max_idle_seconds = max_clients, max_idle_seconds
         self._expired_at = clock()
@@ -209,28 +209,11 @@ class Shard:
 
         self._add("alone", work(), lambda result, error: self._answer_update([answer], result, error))
 
-    def save(self, sink: Sink, answer: Future[dict[str, Any]]) -> None:
-        """Give all rows to the sink as the frames of a file (ps/checkpoint.py). `answer`: what the manifest says of
-        it.
+    def save(self, sink: Sink, answer: Future[dict[str, Any]], marked: Future[None] | None = None) -> None:
+        """Give all rows, as they are when this begins, to the sink as the pieces of a file (ps/checkpoint.py). marked:
+        told then. `answer`: what the manifest says of the file.
         """
-
-        def work() -> Generator[None, None, dict[str, Any]]:
-            holding = self._placed()
-            num_records, rows = 0, dict[str, int]()
-            yield from _offer(
-                sink,
-                checkpoint.start_frame(
-                    shard=holding.shard, spec=holding.spec, layouts=holding.layouts(), expired=holding.expired_ids()
-                ),
-            )
-            for record in holding.records():
-                yield from _offer(sink, encode_record(record))
-                num_records += 1
-                rows[record.table] = rows.get(record.table, 0) + len(record.keys)
-            yield from _offer(sink, checkpoint.end_frame(num_records=num_records, rows=rows))
-            return {"rows": rows, "num_owned_buckets": len(holding.owned), "routing_epoch": holding.routing.epoch}
-
-        self._add("update", work(), lambda result, error: self._answer([answer], result, error))
+        self._saves.begin(self._placed, sink, answer, marked)
 
     def restore(self, records: Iterable[Record], expired: dict[str, list[int]], answer: Future[int]) -> None:
         """Drop every row, then load the records of owned buckets. `answer`: how many rows."""
@@ -241,6 +224,7 @@ class Shard:
             for waiting in self._groups.clear():
                 self._fail(waiting.answers, WrongEpochError("a restore began while other ranks were missing"))
             self._group_steps.clear()
+            self._saves.cancel("a restore began before all was saved")
             holding.clear()
             num_rows = 0
             for record in records:
@@ -394,9 +378,3 @@ def _logged(running: Generator[None, None, Any], journal: Journal, *, each_slice
     if error is not None:
         raise error
     return result
-
-
-def _offer(sink: Sink, piece: bytes) -> Generator[None, None, None]:
-    while not sink(piece):
-        yield
-    yield

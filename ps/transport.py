@@ -138,9 +138,9 @@ class Host(Protocol):
 
     def assign(self, request: pb.AssignRequest) -> Future[pb.AssignReply]: ...
 
-    def save(self, directory: str) -> pb.SaveReply: ...
+    def save(self, directory: str, cut: int, *, begin: bool) -> pb.SaveReply: ...
 
-    def restore(self, directory: str) -> pb.RestoreReply: ...
+    def restore(self, directory: str, mapping: bytes, event_time: int) -> pb.RestoreReply: ...
 
     def status(self, *, wants_buckets: bool = False) -> pb.StatusReply: ...
 
@@ -185,9 +185,9 @@ class InProcessTransport:
         if method == "Assign":
             return host.assign(message)
         if method == "Save":
-            return self._blocking.submit(host.save, message.directory)
+            return self._blocking.submit(host.save, message.directory, message.cut, begin=message.begin)
         if method == "Restore":
-            return self._blocking.submit(host.restore, message.directory)
+            return self._blocking.submit(host.restore, message.directory, message.mapping, message.event_time)
         if method == "Give":
             return self._blocking.submit(host.give, message)
         if method == "Take":

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -28,11 +28,13 @@ from ps.holding import Holding
 from ps.journal.journal import Journal
 from ps.journal.lock import Lock
 from ps.journal.recovery import recover, remove_journal
+from ps.mapping import decode_mapping
 from ps.memory_limits import Threshold, check_limits, shards_beside, thresholds_here
 from ps.moving import take
+from ps.pipe import Pipe
 from ps.psfunc import BucketNumbers
-from ps.record import Record, layout_digest
 from ps.request import check_request
+from ps.restoring import Restoration
 from ps.routing import Routing
 from ps.schedule import Mode
 from ps.security import Limits
@@ -43,7 +45,6 @@ from ps.wire import weir_pb2 as pb
 
 DEFAULT_CAPACITY = 256
 _MAX_BUFFERED_PIECES = 16  # of a file being saved; each is at most 4096 rows
-_WRITER_PAUSE_SECONDS = 0.001
 T = TypeVar("T")
 SendPart: TypeAlias = Callable[[str, pb.TakeRequest], Future[Any]]
 _log = logging.getLogger("weir.work")
@@ -76,6 +77,7 @@ class WorkThread:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closed = False
         self._lock = threading.Lock()
+        self._begun: tuple[int, Future[pb.SaveReply]] | None = None  # number of the latest save that was begun
         self._saving = threading.Lock()  # two files at once would share one temporary name
         self._open: set[Future[Any]] = set()
         self._thread = threading.Thread(target=self._run, name="weir-work", daemon=True)
@@ -124,48 +126,68 @@ class WorkThread:
             check_limits(spec, shards_beside(routing.addresses, request.shard), self._thresholds())
         return self._submit(lambda answer: self.shard.assign(spec, routing, request.shard, answer))
 
-    def save(self, directory: str) -> pb.SaveReply:
-        """Write a file of all rows under `directory`, on the caller's thread. Raises CheckpointError."""
+    def save(self, directory: str, cut: int = 0, *, begin: bool = False) -> pb.SaveReply:
+        """Write a file of all rows, as they are at one instant, under `directory`, on the caller's thread. Raises
+        CheckpointError.
+
+        begin: return once the instant is marked, and write on a thread of its own; the same call without `begin` then
+        waits for the end. cut: number of the save, which tells both together. One that is never fetched is forgotten
+        when the next one begins.
+        """
+        folder = _absolute(directory)
+        if not cut:
+            return self._save(folder, Future())
+        if not begin:
+            number, pending = self._begun or (0, None)
+            if number != cut or pending is None:
+                raise CheckpointError("this shard was started anew since the save began, or began another; save again")
+            return pending.result()
+        marked: Future[None] = Future()
+        saved: Future[pb.SaveReply] = Future()
+
+        def work() -> None:
+            try:
+                saved.set_result(self._save(folder, marked))
+            except BaseException as error:
+                saved.set_exception(error)
+
+        threading.Thread(target=work, name="weir-save", daemon=True).start()
+        either: list[Future[Any]] = [marked, saved]
+        wait(either, return_when=FIRST_COMPLETED)
+        if not marked.done():
+            return saved.result()  # raises: it failed before the mark
+        self._begun = (cut, saved)
+        return pb.SaveReply()
+
+    def _save(self, folder: Path, marked: Future[None]) -> pb.SaveReply:
         with self._saving:
-            return self._save(_absolute(directory))
+            holding = self._placed()
+            pipe = Pipe(_MAX_BUFFERED_PIECES, self._inbox.put)
 
-    def _save(self, folder: Path) -> pb.SaveReply:
-        holding = self._placed()
-        pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        writing = threading.Event()
-        writing.set()
+            def arriving() -> Iterator[bytes]:
+                yield from pipe
+                done.result()
 
-        def sink(piece: bytes) -> bool:
-            if not writing.is_set():
-                raise CheckpointError("the file could not be written")
-            if pieces.qsize() >= _MAX_BUFFERED_PIECES:
-                time.sleep(_WRITER_PAUSE_SECONDS)  # the disk is slower than the rows come
-                return False
-            pieces.put(piece)
-            return True
+            done: Future[dict[str, Any]] = self._submit(lambda answer: self.shard.save(pipe, answer, marked))
+            done.add_done_callback(lambda _: pipe.end())
+            try:
+                part = checkpoint.write_part(folder, holding.shard, holding.routing.num_shards, arriving())
+            finally:
+                pipe.stop()
+            return pb.SaveReply(manifest=msgpack.packb({**part, **done.result()}))
 
-        def arriving() -> Iterator[bytes]:
-            while (piece := pieces.get()) is not None:
-                yield piece
-            done.result()
-
-        done: Future[dict[str, Any]] = self._submit(lambda answer: self.shard.save(sink, answer))
-        done.add_done_callback(lambda _: pieces.put(None))
-        try:
-            part = checkpoint.write_part(folder, holding.shard, holding.routing.num_shards, arriving())
-        finally:
-            writing.clear()
-        return pb.SaveReply(manifest=msgpack.packb({**part, **done.result()}))
-
-    def restore(self, directory: str) -> pb.RestoreReply:
-        """Check the files under `directory` on the caller's thread, then load them. Damaged ones change nothing."""
+    def restore(self, directory: str, mapping: bytes = b"", event_time: int = 0) -> pb.RestoreReply:
+        """Check the files under `directory` on the caller's thread, then load them. Damaged ones, and those that do not
+        fit, change nothing. mapping: encode_mapping of ps/mapping.py. event_time: as Converter has it.
+        """
         holding = self._placed()
         manifest = checkpoint.read_manifest(_absolute(directory))
-        expired = check_fits(manifest, holding)
-        for _ in _wanted_records(manifest, holding):
+        found = Restoration(manifest, holding.spec, decode_mapping(mapping), event_time=event_time)
+        owns = np.isin(np.arange(holding.spec.num_buckets), holding.owned)
+        for _ in found.records(owns, convert=False):
             pass  # reading checks every byte of what will be loaded
-        records = _wanted_records(manifest, holding)
-        loaded: Future[int] = self._submit(lambda answer: self.shard.restore(records, expired, answer))
+        records = found.records(owns)
+        loaded: Future[int] = self._submit(lambda answer: self.shard.restore(records, found.expired, answer))
         return pb.RestoreReply(num_rows=loaded.result())
 
     def run(self, mode: Mode, work: Callable[[Holding], Generator[None, None, T]]) -> Future[T]:
@@ -305,51 +327,10 @@ def open_shard(
 def _absolute(directory: str) -> Path:
     """A shard's working folder is not the client's."""
     path = Path(directory)
+    if "\0" in directory:
+        raise RequestError(f"checkpoint folder {directory!r} has a zero byte in its name")
     if not path.is_absolute():
         raise RequestError(
             f"checkpoint folder {directory!r} is relative; give the path that all shards see, from the root"
         )
     return path
-
-
-def check_fits(manifest: checkpoint.Manifest, holding: Holding) -> dict[str, list[int]]:
-    """Raise CheckpointError unless the checkpoint's rows can stand in these tables. Returns the expired clients of
-    all files.
-    """
-    expected = {name: layout_digest(text) for name, text in holding.layouts().items()}
-    expired: dict[str, list[int]] = {}
-    for part in manifest.parts:
-        path = manifest.directory / part["file"]
-        with checkpoint.open_part(path) as opened:
-            start = opened.start
-        for what, here in (("num_buckets", holding.spec.num_buckets), ("seed", holding.spec.seed)):
-            if start.get(what) != here:
-                raise CheckpointError(
-                    f"{path} was written with {what} {start.get(what)}, this cluster has {here}; "
-                    f"start the cluster with {what} {start.get(what)}"
-                )
-        layouts = start["layouts"]
-        if set(layouts) != set(expected):
-            raise CheckpointError(
-                f"{path} holds tables {', '.join(sorted(layouts))}; this cluster has {', '.join(sorted(expected))}; "
-                "use the configuration that wrote it"
-            )
-        for table, text in layouts.items():
-            if layout_digest(text) != expected[table]:
-                raise CheckpointError(
-                    f"{path}: rows of table {table!r} have layout {text}, this cluster has "
-                    f"{holding.tables[table].image_layout()}; use the configuration that wrote it"
-                )
-        for table, ids in start.get("expired", {}).items():
-            expired[table] = [*expired.get(table, []), *ids]
-    return expired
-
-
-def _wanted_records(manifest: checkpoint.Manifest, holding: Holding) -> Iterator[Record]:
-    def wanted(table: str, bucket: int) -> bool:
-        return table in holding.tables and bucket < holding.spec.num_buckets and holding.owns(bucket)
-
-    for part in manifest.parts:
-        path = Path(manifest.directory) / part["file"]
-        with checkpoint.open_part(path, wanted) as opened:
-            yield from opened.records

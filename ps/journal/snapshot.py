@@ -166,7 +166,7 @@ def read_pointer(folder: Path) -> Pointer | None:
         return Pointer(str(body["file"]), int(body["bytes"]), SegmentName(epoch, first), list(body["positions"]))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise JournalError(f"{path} cannot be read: {error}; restore a checkpoint") from error
 
 

@@ -155,10 +155,14 @@ class Routing(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., owners: _Optional[bytes] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SaveRequest(_message.Message):
-    __slots__ = ("directory",)
+    __slots__ = ("directory", "cut", "begin")
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
     directory: str
-    def __init__(self, directory: _Optional[str] = ...) -> None: ...
+    cut: int
+    begin: bool
+    def __init__(self, directory: _Optional[str] = ..., cut: _Optional[int] = ..., begin: _Optional[bool] = ...) -> None: ...
 
 class SaveReply(_message.Message):
     __slots__ = ("manifest",)
@@ -167,10 +171,14 @@ class SaveReply(_message.Message):
     def __init__(self, manifest: _Optional[bytes] = ...) -> None: ...
 
 class RestoreRequest(_message.Message):
-    __slots__ = ("directory",)
+    __slots__ = ("directory", "mapping", "event_time")
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    MAPPING_FIELD_NUMBER: _ClassVar[int]
+    EVENT_TIME_FIELD_NUMBER: _ClassVar[int]
     directory: str
-    def __init__(self, directory: _Optional[str] = ...) -> None: ...
+    mapping: bytes
+    event_time: int
+    def __init__(self, directory: _Optional[str] = ..., mapping: _Optional[bytes] = ..., event_time: _Optional[int] = ...) -> None: ...
 
 class RestoreReply(_message.Message):
     __slots__ = ("num_rows",)
