@@ -125,11 +125,9 @@ class Shard:
 
         def finished(reply: Any, error: Exception | None) -> None:
             self._observe(kind, self._clock() - arrived)
-            if request.is_update:
-                self._answer_update([answer], reply, error)
+            self._answer_update([answer], reply, error) if request.is_update else self._answer([answer], reply, error)
+            if request.is_update:  # while a read ends, an update may be half in the journal
                 self._after_update(holding)
-            else:  # an update may be suspended, half of it in the journal
-                self._answer([answer], reply, error)
 
         self._add(mode, execute(holding, request, now=arrived), finished)
 

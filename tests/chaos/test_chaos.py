@@ -14,7 +14,7 @@ from tests.chaos.workload import CYCLE, NUM_WIDE, step_of
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a disk of 24 MiB, to be filled, where one may be mounted here; else faults limit the size of files."""
+    """A folder on a disk of 24 MiB, to be filled; where none may be mounted, the size of files is limited instead."""
     command = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(tmp_path)]
     is_mounted = subprocess.run(command, capture_output=True, check=False).returncode == 0
     yield tmp_path
