@@ -7,6 +7,8 @@ training    that of train_throughput.py (its batches, tower and Trainer, stalene
             they fall.
     ratio_training_with_journal     mode journal, fsync never, against mode none: the process may die, not the machine
     ratio_training_with_journal_fsync_{1s,always}     the same with the disk told every second, and for each update
+    ratio_cores_training_with_...   core-milliseconds a step of trainer and shards together, without over with: what
+                                    remains of the speed on cores that are all busy, and little troubled by neighbours
 checkpoint  a cluster of two processes saves and restores; the peer writes and reads as many bytes one after another,
             4 MiB at a time. Both sides end with fsync; before reads the page cache is told to drop the files.
     ratio_checkpoint_vs_sequential_write, ratio_restore_vs_sequential_read      the peer's seconds over ours
@@ -30,13 +32,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from train_throughput import FIELD_NAMES, FIELDS, Weir, fill, machine, make_batches, spec, to_keys
+from train_throughput import BATCH, FIELD_NAMES, FIELDS, Weir, fill, machine, make_batches, spec, to_keys
 
 import ps
+from ps import control
 from ps.actor import start_cluster, stop_cluster
 from ps.journal.segments import find_segments
 from ps.placement import LocalCluster, journal_folder
 from ps.session import close_ray, open_ray
+from ps.transport import GrpcTransport
 from ps.work import open_shard
 from workers.samples.batch import Bags, Batch
 from workers.training.process import make_ready, use_threads
@@ -66,6 +70,7 @@ def training(folder: Path, rows: int, rounds: int, seconds: float) -> dict[str, 
         for n, d, y in zip(numbers, dense, labels, strict=True)
     ]
     speeds: dict[str, list[float]] = {mode: [] for mode in MODES}
+    cores: dict[str, list[tuple[float, float]]] = {mode: [] for mode in MODES}  # ms a step: of all, of the shards
     with ExitStack() as stack:
         open_ray(num_cpus=2)
         stack.callback(close_ray)
@@ -73,7 +78,7 @@ def training(folder: Path, rows: int, rounds: int, seconds: float) -> dict[str, 
         for mode, options in MODES.items():
             cluster = f"durability-{mode.replace('_', '-')}"
             chosen = with_journal(rows, folder / "training", **options) if options else spec(rows, "fp32")
-            start_cluster(chosen, shards=2, name=cluster, cpus_per_shard=0.25, fresh=True)
+            start_cluster(chosen, shards=2, name=cluster, cpus_per_shard=0.25, fresh=True, on_loopback=True)
             stack.callback(stop_cluster, cluster)
             fill(cluster, per_field)
             sides[mode] = Weir(cluster, batches, stack, staleness=1)
@@ -82,17 +87,37 @@ def training(folder: Path, rows: int, rounds: int, seconds: float) -> dict[str, 
             side.window(seconds)
         for number in range(rounds):
             for mode, side in sides.items():
+                before, started = cores_used(side), time.perf_counter()
                 speeds[mode].append(side.window(seconds))
+                steps = speeds[mode][-1] * (time.perf_counter() - started) / BATCH
+                trainer, shards = (1e3 * (b - a) / steps for a, b in zip(before, cores_used(side), strict=True))
+                cores[mode].append((trainer + shards, shards))
                 os.sync()  # what a window left to the disk is not the next one's load
             show(f"round {number + 1}: " + "  ".join(f"{mode} {s[-1]:,.0f}" for mode, s in speeds.items()))
     shutil.rmtree(folder / "training")
     result: dict[str, Any] = {}
     for mode in MODES:
         result[f"samples_per_second_{mode}"] = round(statistics.median(speeds[mode]))
+        result[f"core_ms_of_shards_a_step_{mode}"] = round(statistics.median(used for _, used in cores[mode]), 1)
         if mode != "none":
             ratios = [with_it / without for with_it, without in zip(speeds[mode], speeds["none"], strict=True)]
             result |= spread(f"ratio_training_with_{mode}", ratios)
+            ratios = [without / with_it for (with_it, _), (without, _) in zip(cores[mode], cores["none"], strict=True)]
+            result |= spread(f"ratio_cores_training_with_{mode}", ratios)
     return result
+
+
+def cores_used(side: Weir) -> tuple[float, float]:
+    """Seconds of this process and of the shards."""
+    transport = GrpcTransport()
+    found = control.statuses(transport, side.client.routing.addresses)
+    transport.close()
+    ticks = 0
+    for status in found:
+        assert status is not None
+        fields = Path(f"/proc/{status.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return time.process_time(), ticks / os.sysconf("SC_CLK_TCK")
 
 
 def checkpoint(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
