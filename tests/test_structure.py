@@ -85,7 +85,7 @@ NEVER_CALLED = {"torch.load", "torch.save"}  # pickle by another name
 NEVER_NAMED = {"base", "common", "core", "helper", "helpers", "manager", "misc", "tools", "util", "utils"}
 MAX_LINES = 400
 
-TARGETS = {"demo", "test", "test-slow", "check", "bench", "proto"}
+TARGETS = {"demo", "test", "test-slow", "chaos", "check", "bench", "proto"}
 
 
 def module_name(path):
