@@ -273,10 +273,10 @@ class LocalCluster:
             else:
                 send = partial(send_part, self._between)
                 self._hosts[f"in-process:{shard}"] = WorkThread(open_shard(journal, fresh=fresh), send=send)
-        started = (
+        made = (
             [process.address for process in self.processes[first:]] if self._are_processes else [*self._hosts][first:]
         )
-        self.addresses = (*self.addresses, *more)
+        self.addresses = (*self.addresses, *made)
 
     def _end(self, kept: int) -> None:
         """Shards that have no buckets any more, behind the first `kept`, and their journals."""
