@@ -105,10 +105,12 @@ def start_cluster(
     return RayDirectory(name)
 
 
-def reserve_room(name: str, shards: int, cpus_per_shard: float, seconds: float) -> PlacementGroup:
-    """A placement group for so many shards. Raises RequestError when the nodes have no room."""
+def reserve_room(name: str, shards: int, cpus_per_shard: float, seconds: float, *, more: str = "") -> PlacementGroup:
+    """A placement group for so many shards. more: what tells its name from those of the cluster's others. Raises
+    RequestError when the nodes have no room.
+    """
     bundle, strategy = room_for_shards(shards, cpus_per_shard)
-    group = placement_group([bundle] * shards, strategy=strategy, name=namespace(name), lifetime="detached")
+    group = placement_group([bundle] * shards, strategy=strategy, name=namespace(name) + more, lifetime="detached")
     if not group.wait(timeout_seconds=min(30.0, seconds)):
         remove_placement_group(group)
         raise RequestError(
