@@ -207,8 +207,8 @@ def stop_cluster(name: str, *, forget: bool = False) -> None:
 
 
 def cluster_status(name: str, security: SecurityOptions | None = None) -> dict[str, Any]:
-    """name, metrics_address, epoch, lost, silent, and for each shard its place, and what it says of itself: tables,
-    queue_depth, uptime_seconds, metrics_address.
+    """name, metrics_address, epoch, lost, silent, skew (rows of the fullest shard / mean); for each shard its place, and
+    what it says of itself: tables, queue_depth, uptime_seconds, metrics_address.
     """
     report: dict[str, Any] = {"name": name, **RayDirectory(name).ask("describe")}
     transport = GrpcTransport(security)
@@ -220,6 +220,8 @@ def cluster_status(name: str, security: SecurityOptions | None = None) -> dict[s
         shard["state"] = _state(shard["shard"], report, status)
         if status is not None:
             shard |= control.describe_status(status)
+    rows = [sum(table["rows"] for table in shard.get("tables", {}).values()) for shard in report["shards"]]
+    report["skew"] = max(rows) * len(rows) / sum(rows) if sum(rows) else 1.0
     return report
 
 
