@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
@@ -28,6 +29,7 @@ from ps.client import Client
 from ps.errors import RequestError, UnavailableError
 from ps.memory_limits import check_limits, thresholds_here
 from ps.options import ClientOptions
+from ps.pairs import Pair
 from ps.routing import Routing
 from ps.security import SecurityOptions
 from ps.spec import ClusterSpec, TableSpec
@@ -53,15 +55,18 @@ class ShardProcess:
         journal: Path | None = None,
         fresh: bool = False,
         takes_over: bool = False,
+        is_paired: bool = False,
         security: SecurityOptions | None = None,
     ) -> None:
-        """journal, fresh, takes_over: as ps.work.open_shard has them."""
+        """journal, fresh, takes_over: as ps.work.open_shard has them. is_paired: one of a pair, which waits for
+        orders.
+        """
         self._command = [sys.executable, "-m", "ps.process", "--host", host, "--port", str(port), "--stop-at-eof"]
         if journal is not None:
             self._command += ["--journal", str(journal)]
         if security is not None:
             self._command += ["--security", security.model_dump_json()]
-        self._command += ["--fresh"] * fresh + ["--takes-over"] * takes_over
+        self._command += ["--fresh"] * fresh + ["--takes-over"] * takes_over + ["--pair"] * is_paired
         # The pipe to its standard input is never written to: the kernel closes it with this process, and the shard
         # stops.
         self.process = subprocess.Popen(
@@ -84,6 +89,24 @@ class ShardProcess:
         if not self._where:
             self._where = self._read_where()
         return str(self._where["address"])
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def known_address(self) -> str:
+        """The address; empty before it is up."""
+        assert self.process.stdout is not None
+        if not self._where and select.select([self.process.stdout], [], [], 0.0)[0]:
+            with suppress(UnavailableError):
+                return self.address
+        return str(self._where["address"]) if self._where else ""
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+        self.process.wait()
 
     def stop(self) -> None:
         """End it: SIGTERM, and SIGKILL if it does not listen."""
@@ -175,7 +198,11 @@ class LocalCluster:
             raise RequestError(f"placement {placement!r} is unknown; known: in-process, process")
         if not 1 <= shards <= spec.num_buckets:
             raise RequestError(f"{shards} shards for {spec.num_buckets} buckets; need 1 to {spec.num_buckets} shards")
-        check_limits(spec, shards, thresholds_here())
+        if spec.durability.is_replicated and placement != "process":
+            raise RequestError(
+                "durability.mode 'replicated' needs shards in processes of their own: placement 'process'"
+            )
+        check_limits(spec, shards * (1 + spec.durability.is_replicated), thresholds_here())
         load_modules(spec.psfunc_modules)
         self.spec = spec
         self.name = name
@@ -184,12 +211,22 @@ class LocalCluster:
         self.processes: list[ShardProcess] = []
         self._hosts: dict[str, WorkThread] = {}
         self._reviver: Reviver | None = None
+        self.pairs: list[Pair[ShardProcess]] = []
+        self._pairs_transport: Transport | None = None
         self._journals = journals = [journal_folder(spec, name, shard) for shard in range(shards)]
         try:
             if placement == "process":
                 GrpcTransport(security).close()  # finds a file that does not do before any process starts
-                self.processes = [ShardProcess(journal=journal, fresh=fresh, security=security) for journal in journals]
+                if spec.durability.is_replicated:
+                    self._journals = journals = [*journals, *(standby_folder(journal) for journal in journals)]
+                is_paired = spec.durability.is_replicated
+                self.processes = [
+                    ShardProcess(journal=journal, fresh=fresh, is_paired=is_paired, security=security)
+                    for journal in journals
+                ]
                 self.addresses = tuple(process.address for process in self.processes)
+                if is_paired:
+                    self.addresses = self._start_pairs()
             else:
                 for shard, journal in enumerate(journals):
                     self._hosts[f"in-process:{shard}"] = WorkThread(open_shard(journal, fresh=fresh))
@@ -199,7 +236,7 @@ class LocalCluster:
                 control.assign(transport, spec, control.first_routing(transport, spec, self.addresses))
             finally:
                 transport.close()
-            if self.processes and spec.durability.keeps_journal:
+            if self.processes and spec.durability.keeps_journal and not self.pairs:
                 self._reviver = Reviver(self.processes, journals, security)
         except BaseException:
             self.close()
@@ -213,6 +250,10 @@ class LocalCluster:
         """End all shards. Journals stay, for whoever starts them again, unless they began `fresh`."""
         if self._reviver is not None:
             self._reviver.stop()
+        for pair in self.pairs:
+            pair.stop()
+        if self._pairs_transport is not None:
+            self._pairs_transport.close()
         for process in self.processes:
             process.stop()
         for host in self._hosts.values():
@@ -229,6 +270,39 @@ class LocalCluster:
     ) -> None:
         self.close()
 
+    def wait_until_whole(self, seconds: float = START_SECONDS) -> None:
+        """Until every standby has all rows; at once without standbys. Raises UnavailableError."""
+        deadline = time.monotonic() + seconds
+        while not all(pair.is_whole for pair in self.pairs):
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"a standby of cluster {self.name!r} is not filled after {seconds:g} s")
+            time.sleep(_LOOK_SECONDS)
+
+    def _start_pairs(self) -> tuple[str, ...]:
+        """The addresses of the primaries. Process `shard` and the one `num_shards` behind it are a pair."""
+        shards, addresses = len(self.processes) // 2, self.addresses
+        transport = self._pairs_transport = GrpcTransport(self.security)
+
+        def start(place: int) -> ShardProcess:
+            self.processes[place].stop()
+            port = int(addresses[place].rpartition(":")[2])
+            journal = self._journals[place]
+            return ShardProcess(port=port, journal=journal, takes_over=True, is_paired=True, security=self.security)
+
+        seconds = self.spec.durability.standby_seconds
+        self.pairs = [
+            Pair(shard, self.processes, (shard, shard + shards), start, transport, standby_seconds=seconds)
+            for shard in range(shards)
+        ]
+        deadline = time.monotonic() + START_SECONDS
+        while not all(pair.address for pair in self.pairs):
+            if failed := next((pair.failed for pair in self.pairs if pair.failed), None):
+                raise failed
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"the pairs of cluster {self.name!r} were not up within {START_SECONDS:g} s")
+            time.sleep(_LOOK_SECONDS)
+        return tuple(pair.address for pair in self.pairs)
+
     def _transport(self) -> Transport:
         return GrpcTransport(self.security) if self.processes else InProcessTransport(self._hosts)
 
@@ -238,6 +312,11 @@ class LocalCluster:
         on_close = self.close if owns_cluster else None
         routing = directory.routing()
         return Client(self.spec, transport, directory, routing, options, cluster=self.name, on_close=on_close)
+
+
+def standby_folder(journal: Path | None) -> Path | None:
+    """Where the other process of a pair has its journal."""
+    return None if journal is None else journal.with_name(f"{journal.name}-standby")
 
 
 def journal_folder(spec: ClusterSpec, name: str, shard: int) -> Path | None:

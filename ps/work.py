@@ -21,11 +21,12 @@ import msgpack
 from pydantic import ValidationError
 
 from ps import checkpoint
-from ps.errors import CheckpointError, OverloadedError, RequestError, UnavailableError, WrongEpochError
+from ps.errors import CheckpointError, JournalError, OverloadedError, RequestError, UnavailableError, WrongEpochError
 from ps.holding import Holding
 from ps.journal.journal import Journal
 from ps.journal.lock import Lock
 from ps.journal.recovery import recover, remove_journal
+from ps.journal.role import read_role, remove_role
 from ps.memory_limits import Threshold, check_limits, shards_beside, thresholds_here
 from ps.record import Record, layout_digest
 from ps.request import check_request
@@ -86,8 +87,10 @@ class WorkThread:
             raise WrongEpochError(
                 "this shard has no place in a cluster yet; it must be assigned, and restored if it had rows"
             )
-        checked = check_request(request, holding.spec, self._mappings, self._limits)
         journal = self.shard.journal
+        if journal is not None:
+            journal.check_leads()
+        checked = check_request(request, holding.spec, self._mappings, self._limits)
         if checked.is_update and journal is not None and (trouble := journal.trouble):
             self.num_overloaded += 1
             raise OverloadedError(f"shard {holding.shard} takes no updates: {trouble}")
@@ -158,6 +161,10 @@ class WorkThread:
         records = _wanted_records(manifest, holding)
         loaded: Future[int] = self._submit(lambda answer: self.shard.restore(records, expired, answer))
         return pb.RestoreReply(num_rows=loaded.result())
+
+    def run(self, event: Callable[[Future[T]], None]) -> Future[T]:
+        """Run what resolves the future on the thread of work. Raises UnavailableError once it was closed."""
+        return self._submit(event)
 
     def status(self) -> pb.StatusReply:
         """What a shard is and holds, at once."""
@@ -244,10 +251,16 @@ def open_shard(
     """
     if folder is None:
         return Shard(observe=observe)
+    if not fresh and (kept := read_role(folder)).role:
+        raise JournalError(
+            f"the journal in {folder} is one of a pair ({kept.role} of term {kept.term}), and the other one may have "
+            "more; start it with durability.mode: replicated"
+        )
     lock = Lock(folder, takes_over=takes_over)
     try:
         if fresh:
             remove_journal(folder)
+            remove_role(folder)
         recovered = recover(folder, lock, now=time.monotonic())
     except BaseException:
         lock.close()

@@ -25,6 +25,7 @@ LEVELS = [
     },
     {"kernels": ["ps.storage.kernels"]},
     {"keys": ["ps.keys", "ps.memory_limits", "ps.routing", "ps.thresholds", "ps.wire"]},
+    {"transport": ["ps.transport"]},
     {"storage": ["ps.storage"], "shared memory": ["ps.shared_memory", "ps.envelope"]},
     {"psfuncs": ["ps.psfunc", "ps.psfuncs", "ps.record", "ps.checkpoint", "ps.options"]},
     {
@@ -33,8 +34,7 @@ LEVELS = [
             "ps.synchronous",
         ]
     },
-    {"server": ["ps.metrics", "ps.process", "ps.server", "ps.work"]},
-    {"transport": ["ps.transport"]},
+    {"server": ["ps.member", "ps.metrics", "ps.process", "ps.server", "ps.work"]},
     {
         "client": [
             "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.messages", "ps.pusher", "ps.rounds",
@@ -43,8 +43,8 @@ LEVELS = [
     },
     {
         "shells": [
-            "ps", "ps.actor", "ps.coordinator", "ps.coordinator_metrics", "ps.placement", "ps.ray_directory",
-            "ps.session",
+            "ps", "ps.actor", "ps.coordinator", "ps.coordinator_metrics", "ps.pairing", "ps.pairs", "ps.placement",
+            "ps.ray_directory", "ps.session",
         ]
     },
     {"config": ["workers.config", "workers.metrics"]},

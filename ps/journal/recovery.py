@@ -63,6 +63,16 @@ def remove_journal(folder: Path) -> None:
     remove_snapshots(folder, kept="")
 
 
+def put_aside(folder: Path) -> Path:
+    """Move a journal that cannot be read into a folder inside, for whoever wants to look at it."""
+    aside = folder / f"damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+    aside.mkdir(exist_ok=True)
+    for path in list(folder.iterdir()):
+        if path.is_file() and path.name != Lock.NAME:
+            path.rename(aside / path.name)
+    return aside
+
+
 def _replay(folder: Path, segments: list[Segment], pointer: Pointer | None, now: float) -> Replay:
     try:
         spec = ClusterSpec.model_validate_json(segments[-1].start["spec"])

@@ -13,7 +13,7 @@ from ps.errors import JournalError
 from ps.holding import Holding
 from ps.journal.frames import RowsFrame
 from ps.keys import bucket_of
-from ps.record import layout_digest
+from ps.record import Record, layout_digest
 from ps.routing import Routing
 
 
@@ -35,6 +35,12 @@ class Replay:
         self.group_steps = [(int(generation), int(step)) for generation, step in start.get("groups", ())]
         self.next_number = int(start["first"])
         self._move(start["routing"], place)
+
+    def load(self, record: Record, place: object) -> None:
+        """Rows of a bucket as they are, and what it has had."""
+        if self._layouts.get(record.table) != record.layout:
+            raise JournalError(f"{place}: rows of table {record.table!r} have another layout than the spec says")
+        self.holding.load(record, now=self.now)
 
     def apply(self, frame: RowsFrame, place: object) -> None:
         """Rows of an update; it has happened with its commit only."""

@@ -110,6 +110,13 @@ class Play:
         self.journal.after(written.set)
         assert written.wait(5)
 
+    def restore(self):
+        """The future of a restore to what the shard has."""
+        records, answer = list(self.shard.holding.records()), Future()
+        self.shard.restore(records, {}, answer)
+        self.run()
+        return answer
+
     def close(self):
         self.journal.close()
 

@@ -1,0 +1,111 @@
+"""Which process of a pair is to be what: the decisions of the one authority over it. Plain: what was seen goes in, the
+next order comes out.
+
+Every order to a primary has a new term. Whoever is to take over must have reached the term of the last such order
+(`issued`), for only then it has every update that was acknowledged; so an authority notes it before it sends the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ps.errors import JournalError
+from ps.wire import weir_pb2 as pb
+
+_FOLLOWING = ("empty", "filling", "standby")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a live process says (ps/member.py), and where it is. role: also silent, of one that does not answer but may
+    yet serve.
+    """
+
+    role: str
+    term: int = 0
+    address: str = ""
+    other: str = ""
+    has_standby: bool = False
+    kept: str = ""
+    problem: str = ""
+
+    @classmethod
+    def of(cls, status: pb.PairStatus, address: str) -> Seen:
+        """From a process's own account."""
+        return cls(status.role, status.term, address, status.other, status.has_standby, status.kept, status.problem)
+
+
+@dataclass(frozen=True)
+class Order:
+    """place: 0 or 1. role: end: the process is to be ended and started anew."""
+
+    place: int
+    role: Literal["primary", "standby", "end"]
+    term: int = 0
+    other: str = ""
+    has_standby: bool = False
+
+
+def next_order(seen: Sequence[Seen | None], issued: int) -> Order | None:
+    """seen: of both places; None: no process there, or none yet. issued: term of the last order to a primary, 0: not
+    known. None: all is well, or more must be seen first.
+
+    Raises JournalError where neither process has all that was acknowledged.
+    """
+    newest = max([issued, *(each.term for each in seen if each is not None)])
+    leading = [(each.term, place) for place, each in enumerate(seen) if each is not None and each.role == "primary"]
+    if leading:
+        return _beside(seen, max(leading)[1], newest + 1)
+    place = _heir(seen, issued)
+    if place is None:
+        return None
+    other = seen[1 - place]
+    return Order(place, "primary", newest + 1, "" if other is None else other.address)
+
+
+def _beside(seen: Sequence[Seen | None], place: int, term: int) -> Order | None:
+    """There is a primary: what next, that it has a standby?"""
+    primary, other = seen[place], seen[1 - place]
+    assert primary is not None
+    if other is None:  # the standby is gone: updates wait for it no longer
+        return Order(place, "primary", term, primary.other) if primary.has_standby else None
+    if other.role == "silent":
+        return None  # it answers again, or is ended
+    if other.role in ("primary", "fenced", "broken"):
+        return Order(1 - place, "end")
+    is_standby = primary.has_standby and primary.other == other.address and primary.term == other.term
+    if other.role in _FOLLOWING and is_standby:
+        return None
+    if other.role == "empty" and other.term > primary.term:
+        return Order(place, "primary", other.term, other.address, has_standby=True)
+    return Order(1 - place, "standby", term, primary.address)
+
+
+def _heir(seen: Sequence[Seen | None], issued: int) -> int | None:
+    """There is no primary: who becomes it?"""
+    present = [each for each in seen if each is not None]
+    if any(each.role == "silent" for each in present) or not present:
+        return None
+    # What the newest primary that is known of had acknowledged.
+    least = max([issued, *(each.term for each in present if each.kept == "primary")])
+    able = [
+        (each.term, each.role == "standby", each.kept == "primary", -place)
+        for place, each in enumerate(seen)
+        if each is not None
+        and (each.role == "standby" or (each.role == "undecided" and each.kept in ("primary", "standby")))
+        and each.term >= least
+    ]
+    if able and (issued or len(present) == 2):
+        return -max(able)[3]
+    if len(present) < 2 or able:
+        return None
+    damaged = [each for each in present if each.role == "damaged"]
+    if damaged:
+        raise JournalError(f"{damaged[0].problem}; no standby has what it had")
+    if all(each.role == "undecided" and not each.kept for each in present):
+        return 0  # both are new
+    if all(each.role in ("undecided", "empty", "filling", "broken") for each in present):
+        raise JournalError("neither folder of the pair has all rows: that of the primary is gone; restore a checkpoint")
+    return None
