@@ -113,11 +113,14 @@ def describe_status(status: pb.StatusReply) -> dict[str, Any]:
 class StatusDirectory:
     """Finds the routing by asking the shards themselves, at the addresses known so far."""
 
-    def __init__(self, cluster: str, transport: Transport, addresses: Sequence[str]) -> None:
+    def __init__(
+        self, cluster: str, transport: Transport, addresses: Sequence[str], others: Sequence[str] = ()
+    ) -> None:
+        """others: addresses at which processes of pairs are, beside those of the shards."""
         self._cluster = cluster
         self._transport = transport
         self._addresses = tuple(addresses)
-        self._others: set[str] = set()  # the other processes of pairs
+        self._others = set(others)
         self._primaries: dict[int, str] = {}  # by shard, of pairs
 
     def routing(self) -> Routing:

@@ -146,11 +146,11 @@ class Member:
             raise RequestError(f"a process that is {self.role} cannot become the primary")
         else:
             self._keep(Kept(term, "primary"))
-        self._role, self._other, self._has_standby = "primary", request.other, request.has_standby
         # Only now that the folder says so: from here on updates may be acknowledged without the old standby.
         if self._stream is not None:
             self._stream.release()
         self._stream = None
+        self._role, self._other, self._has_standby = "primary", request.other, request.has_standby
         if request.has_standby:
             self._alone(self._connect)
 
@@ -193,7 +193,7 @@ class Member:
 
     def _connect(self) -> None:
         holding, journal = self._work.shard.holding, self._work.shard.journal
-        if holding is not None and journal is not None:
+        if holding is not None and journal is not None and self._stream is None:
             self._connect_to(holding, journal)
 
     def _connect_to(self, holding: Holding, journal: Journal) -> None:

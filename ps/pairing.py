@@ -1,7 +1,7 @@
 """Which process of a pair is to be what: the decisions of the one authority over it. Plain: what was seen goes in, the
 next order comes out.
 
-Every order to a primary has a new term. Whoever is to take over must have reached the term of the last such order
+Every order to a primary has a new term. Who is to take over alone must have reached the term of the last such order
 (`issued`), for only then it has every update that was acknowledged; so an authority notes it before it sends the order.
 """
 
@@ -88,8 +88,10 @@ def _heir(seen: Sequence[Seen | None], issued: int) -> int | None:
     present = [each for each in seen if each is not None]
     if any(each.role == "silent" for each in present) or not present:
         return None
-    # What the newest primary that is known of had acknowledged.
-    least = max([issued, *(each.term for each in present if each.kept == "primary")])
+    # What the newest primary has acknowledged: both know it, where they are there; one alone may have missed it.
+    least = max([each.term for each in present if each.kept == "primary"], default=0)
+    if len(present) < 2:
+        least = max(least, issued)
     able = [
         (each.term, each.role == "standby", each.kept == "primary", -place)
         for place, each in enumerate(seen)

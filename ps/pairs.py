@@ -136,7 +136,11 @@ class Pair(Generic[P]):
             has_standby=order.has_standby,
             predecessor_is_dead=True,  # whoever served before is gone: a silent process is waited for, or ended
         )
-        self._transport.send(process.known_address, "Pair", message, _ORDER_SECONDS).result()
+        try:
+            self._transport.send(process.known_address, "Pair", message, _ORDER_SECONDS).result()
+        except JournalError as error:
+            _log.error("shard %d: %s", self._shard, error)  # it says that it is damaged when it is asked next
+            return
         if order.role == "primary" and target.role == "standby":
             self.num_take_overs += 1
             self.address = target.address

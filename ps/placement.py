@@ -366,10 +366,15 @@ def connect(address: str, options: ClientOptions | None = None, security: Securi
                 f"no shard answers at {address}; `weir status` shows where shards listen. One with TLS hangs up on "
                 "clients without it, or without a certificate that it asks for: security.tls"
             )
+        if not status.cluster_spec and status.pair.other:  # a standby
+            (primary,) = control.statuses(transport, [status.pair.other], timeout_seconds=5.0)
+            status = primary or status
         spec = control.read_spec(status, address)
         load_modules(spec.psfunc_modules)
         routing = Routing.from_message(status.routing)
-        directory = control.StatusDirectory(address, transport, routing.addresses)
+        directory = control.StatusDirectory(address, transport, routing.addresses, others=[address])
+        if status.pair.role:
+            routing = directory.routing()  # the addresses of a routing are those at which its shards were once
         return Client(spec, transport, directory, routing, options, cluster=address)
     except BaseException:
         transport.close()

@@ -67,7 +67,9 @@ class Standby:
         once the journal has it.
         """
         with self._answering:
-            if self.role == "broken" or not 0 <= number - self._number <= 1:
+            if number > self._number + 1:
+                self.role = "broken"  # messages are missing
+            if self.role == "broken" or number < self._number:
                 answer.set_exception(UnavailableError(f"this standby cannot go on with message {number}; fill it anew"))
                 return None
             if number == self._number and self._is_written:
