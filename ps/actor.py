@@ -64,6 +64,7 @@ class CoordinatorActor:
         spec = ClusterSpec.model_validate_json(spec_json)
         self._coordinator = Coordinator(name, num_shards=num_shards, num_buckets=spec.num_buckets)
         self._group: PlacementGroup | None = None
+        self._pairs = [Authority(PAIR_LEASE_SECONDS) for _ in range(num_shards * spec.durability.is_replicated)]
         host = "127.0.0.1" if on_loopback else ray.util.get_node_ip_address()
         self._metrics_address = f"{host}:{Endpoint(coordinator_registry(self._coordinator), host, 0).port}"
 
@@ -72,6 +73,15 @@ class CoordinatorActor:
     ) -> None:
         held = Routing.from_message(pb.Routing.FromString(routing)) if routing else None
         self._coordinator.renew(Lease(shard, address, incarnation, held, pid, node, time.monotonic(), recovered))
+
+    def report(self, place: int, status: bytes, is_busy: bool, shard: int, **lease: Any) -> bytes:
+        """Of a process of a pair: what it is, and its lease. Its next order, or nothing."""
+        pair, now = self._pairs[shard], time.monotonic()
+        pair.report(place, Seen.of(pb.PairStatus.FromString(status), lease["address"]), now=now)
+        if pair.leads(place):
+            self.renew(shard, recovered=bool(lease["routing"]), **lease)
+        order = None if is_busy else pair.order(place, now=now)
+        return b"" if order is None else order.SerializeToString()
 
     def routing(self) -> Any:
         return _outcome(lambda: self._coordinator.routing().to_message().SerializeToString())
@@ -99,6 +109,8 @@ class CoordinatorActor:
         """Where its metrics are, epoch, lost and silent shards, and each shard's lease."""
         coordinator, now = self._coordinator, time.monotonic()
         return {
+            "pairs": [[pair.describe(place, now) for place in (0, 1)] for pair in self._pairs],
+            "failed": {shard: pair.failed for shard, pair in enumerate(self._pairs) if pair.failed},
             "metrics_address": self._metrics_address,
             "epoch": coordinator.epoch,
             "lost": coordinator.lost(),
@@ -127,9 +139,10 @@ class ShardActor:
         journal: str | None = None,
         fresh: bool = False,
         security: str = "{}",
+        place: int | None = None,
     ) -> None:
         """journal: folder of the shard's journal on its node. fresh: drop what it has, at the first start. security:
-        JSON of SecurityOptions.
+        JSON of SecurityOptions. place: in the shard's pair.
         """
         self._name = name
         self._shard = shard
@@ -138,13 +151,18 @@ class ShardActor:
         host = "127.0.0.1" if on_loopback else self._node
         again = ray.get_runtime_context().was_current_actor_reconstructed
         self._journal = folder = None if journal is None else Path(journal)
+        options = SecurityOptions.model_validate_json(security)
+        opening = {"takes_over": again, "fresh": fresh and not again}
+        paired = folder if place is not None else None
         self._server = ShardServer(
             host=host,
             thresholds=partial(thresholds_here, ray=True),
-            shard=lambda observe: open_shard(folder, observe=observe, takes_over=again, fresh=fresh and not again),
-            security=SecurityOptions.model_validate_json(security),
+            shard=lambda observe: open_shard(None if paired else folder, observe=observe, **opening),
+            member=None if paired is None else lambda work: Member(work, paired, security=options, **opening),
+            security=options,
         )
         self._recovered = self._server.work.shard.holding is not None
+        self._reporting = None if self._server.member is None else Reporting(self._server.member, place or 0)
         gc.freeze()  # as ps/process.py
         self._renewing = threading.Thread(target=self._renew_forever, name="weir-lease", daemon=True)
         self._renewing.start()
@@ -164,23 +182,24 @@ class ShardActor:
         while True:
             status = self._server.work.status()
             routing = status.routing.SerializeToString() if status.cluster_spec else b""
+            lease = {
+                "shard": self._shard,
+                "address": self._server.address,
+                "incarnation": self._incarnation,
+                "routing": routing,
+                "pid": os.getpid(),
+                "node": self._node,
+            }
             try:
                 coordinator = coordinator or find_coordinator(self._name)
-                ray.get(
-                    coordinator.renew.remote(
-                        self._shard,
-                        address=self._server.address,
-                        incarnation=self._incarnation,
-                        routing=routing,
-                        pid=os.getpid(),
-                        node=self._node,
-                        recovered=self._recovered,
-                    ),
-                    timeout=CALL_SECONDS,
-                )
+                if self._reporting is not None:
+                    said = coordinator.report.remote(**self._reporting.says(), **lease)
+                    self._reporting.obey(ray.get(said, timeout=CALL_SECONDS))
+                else:
+                    ray.get(coordinator.renew.remote(**lease, recovered=self._recovered), timeout=CALL_SECONDS)
             except (WeirError, RayError):
                 coordinator = None  # restarting, or not there yet: shards go on without it
-            time.sleep(RENEW_SECONDS)
+            time.sleep(RENEW_SECONDS if self._reporting is None else REPORT_SECONDS)
 
 
 def start_cluster(

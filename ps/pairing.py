@@ -111,3 +111,68 @@ def _heir(seen: Sequence[Seen | None], issued: int) -> int | None:
     if all(each.role in ("undecided", "empty", "filling", "broken") for each in present):
         raise JournalError("neither folder of the pair has all rows: that of the primary is gone; restore a checkpoint")
     return None
+
+
+class Authority:
+    """Over one pair whose processes report by themselves and fetch their orders. Single-threaded; time is an argument.
+
+    One that was started anew knows nothing of the past, and gives a shard to nobody before both processes reported, or
+    one that leads.
+    """
+
+    def __init__(self, lease_seconds: float) -> None:
+        self.failed = ""  # why nobody can lead, or empty
+        self._lease_seconds = lease_seconds
+        self._issued = 0
+        self._reports: list[tuple[Seen, float] | None] = [None, None]
+
+    def report(self, place: int, seen: Seen, *, now: float) -> None:
+        """A process says what it is."""
+        self._reports[place] = (seen, now)
+
+    def order(self, place: int, *, now: float) -> pb.PairRequest | None:
+        """What the process at a place, which reported just now, is to do. role "end": to end, and be started anew."""
+        seen = self._seen(now)
+        try:
+            order = next_order(seen, self._issued)
+            self.failed = ""
+        except JournalError as error:
+            self.failed = str(error)
+            return None
+        if order is None or order.place != place:
+            return None
+        if order.role == "primary":
+            self._issued = order.term
+        return message_of(order, predecessor_is_dead=_has_replaced_the_primary(seen[1 - place]))
+
+    def leads(self, place: int) -> bool:
+        """Whether the process at a place is the primary, as far as is known."""
+        terms = [report[0].term if report and report[0].role == "primary" else -1 for report in self._reports]
+        return terms[place] >= 0 and terms[place] == max(terms)
+
+    def describe(self, place: int, now: float) -> dict[str, object]:
+        """Of the process at a place: role, address, term."""
+        seen = self._seen(now)[place]
+        return {} if seen is None else {"role": seen.role, "address": seen.address, "term": seen.term}
+
+    def _seen(self, now: float) -> list[Seen | None]:
+        """Whoever was silent for a lease counts as gone: a primary's own lease has ended before it is replaced."""
+        return [
+            None if report is None or now - report[1] > self._lease_seconds else report[0] for report in self._reports
+        ]
+
+
+def message_of(order: Order, *, predecessor_is_dead: bool) -> pb.PairRequest:
+    """An order as it travels."""
+    return pb.PairRequest(
+        term=order.term,
+        role=order.role,
+        other=order.other,
+        has_standby=order.has_standby,
+        predecessor_is_dead=predecessor_is_dead,
+    )
+
+
+def _has_replaced_the_primary(seen: Seen | None) -> bool:
+    """Whether this process has the folder of the primary before, and so its lock: that one has ended."""
+    return seen is not None and seen.role in ("undecided", "damaged") and seen.kept == "primary"

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import Generic, Protocol, TypeVar
 
 from ps.errors import JournalError, WeirError
-from ps.pairing import Order, Seen, next_order
+from ps.pairing import Order, Seen, message_of, next_order
 from ps.transport import Transport
 from ps.wire import weir_pb2 as pb
 
@@ -129,13 +129,8 @@ class Pair(Generic[P]):
         assert target is not None
         if order.role == "primary":
             self._issued = order.term
-        message = pb.PairRequest(
-            term=order.term,
-            role=order.role,
-            other=order.other,
-            has_standby=order.has_standby,
-            predecessor_is_dead=True,  # whoever served before is gone: a silent process is waited for, or ended
-        )
+        # Whoever served before is gone: a silent process is waited for, or ended.
+        message = message_of(order, predecessor_is_dead=True)
         try:
             self._transport.send(process.known_address, "Pair", message, _ORDER_SECONDS).result()
         except JournalError as error:
