@@ -39,6 +39,7 @@ import ps
 from ps.spec import TableSpec
 from ps.storage.table import Table
 from ps.storage.unique import sum_by_key, unique_by_bucket
+from ps.types import NOTHING_SEEN
 
 DIM, BATCH, NUM_BUCKETS = 16, 106_496, 256
 LEARNING_RATE, EPS = 0.01, 1e-8
@@ -136,7 +137,7 @@ class Side:
         self.push(unique, sum_by_key(gradients, inverse, len(unique)), step)
 
     def update_row(self, keys: np.ndarray, gradients: np.ndarray, step: int) -> None:
-        self.table.programs.update_keys(AdaGradPsfunc(LEARNING_RATE).program(), keys, gradients, step)
+        self.table.programs.update_keys(AdaGradPsfunc(LEARNING_RATE).program(), keys, gradients, step, NOTHING_SEEN)
 
 
 def seconds(action: Callable[[np.ndarray, np.ndarray, int], None], *inputs: Any) -> float:

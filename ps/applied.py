@@ -42,6 +42,10 @@ class Applied:
     def num_clients(self) -> int:
         return len(self._clients)
 
+    def knows(self, client: int) -> bool:
+        """Whether it has a window here."""
+        return client in self._clients
+
     def fresh(self, client: int, sequence: int, buckets: BucketNumbers) -> NDArray[np.bool_]:
         """bool [k]: the buckets that have not had this update. Raises ExpiredError when that can no longer be told."""
         if client in self._expired:
@@ -61,7 +65,9 @@ class Applied:
         return fresh
 
     def mark(self, client: int, sequence: int, buckets: BucketNumbers, *, now: float) -> None:
-        """Remember the update as applied to these buckets (unique, none of them expired for it)."""
+        """Remember the update as applied to these buckets (unique). One that took so long that a bucket's window has
+        passed it is not remembered there: sent again it is refused.
+        """
         known = self._clients.get(client)
         if known is None:
             zeros = np.zeros(self._num_buckets, np.int64)
@@ -71,7 +77,8 @@ class Applied:
         ahead = np.maximum(-age, 0).astype(np.uint64)
         # A shift by 64 is undefined, so a jump past the window is a case of its own.
         kept = np.where(ahead < WINDOW, known.bits[buckets] << np.minimum(ahead, np.uint64(WINDOW - 1)), np.uint64(0))
-        known.bits[buckets] = kept | (np.uint64(1) << np.maximum(age, 0).astype(np.uint64))
+        own = np.where(age < WINDOW, np.uint64(1) << np.clip(age, 0, WINDOW - 1).astype(np.uint64), np.uint64(0))
+        known.bits[buckets] = kept | own
         known.highest[buckets] = np.maximum(known.highest[buckets], sequence)
 
     def expire(self, *, now: float, max_clients: int, max_idle_seconds: float) -> list[int]:
@@ -98,6 +105,13 @@ class Applied:
         self._expired[client] = None
         while len(self._expired) > MAX_REMEMBERED_EXPIRED:
             del self._expired[next(iter(self._expired))]
+
+    def copy(self) -> Applied:
+        """What it is now."""
+        other = Applied(self._num_buckets)
+        for client, known in self._clients.items():
+            other._clients[client] = _Client(known.highest.copy(), known.bits.copy(), known.last_seen)
+        return other
 
     def entries(self, bucket: int) -> bytes:
         """What a bucket has had, as packed ENTRY records, by client id: they are saved and moved with the bucket's

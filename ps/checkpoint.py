@@ -25,13 +25,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgpack
 import numpy as np
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
-from ps.errors import CheckpointError
+from ps.errors import CheckpointError, RequestError
 from ps.keys import bucket_of, slot_of
 from ps.record import VERSION, FrameReader, Record, encode_frame
 from ps.spec import ClusterSpec
@@ -126,8 +126,10 @@ def write_manifest(
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        _sync_folder(folder)  # the files that it names, those of others in the folder too
         temporary.rename(folder / MANIFEST)
         _sync_folder(folder)
+        _sync_folder(folder.parent)
     except OSError as error:
         raise CheckpointError(f"cannot write {folder / MANIFEST}: {error.strerror}") from error
     kept = {part["file"] for part in manifest.parts}
@@ -146,7 +148,7 @@ def read_manifest(directory: str | Path) -> Manifest:
         raise CheckpointError(
             f"{path} does not exist: {directory} holds no complete checkpoint; use the one before it"
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no text, no JSON, a number without end, nested too deep
         raise CheckpointError(f"{path} cannot be read: {error}; use another checkpoint") from error
     if not isinstance(body, dict) or not isinstance(body.get("version"), int):
         raise CheckpointError(f"{path} is no manifest of a checkpoint")
@@ -156,10 +158,10 @@ def read_manifest(directory: str | Path) -> Manifest:
     if crc != _json_crc(body):
         raise CheckpointError(f"{path} was changed after it was written: its checksum differs; use another checkpoint")
     try:
-        spec = ClusterSpec.model_validate(body["cluster_spec"])
-    except ValidationError as error:
+        spec = ClusterSpec.model_validate(body.get("cluster_spec"))
+    except (ValidationError, RequestError) as error:
         raise CheckpointError(f"{path} has a cluster spec that this weir-ps cannot read: {error}") from error
-    manifest = Manifest(Path(directory), spec, tuple(body["parts"]), body["extra"])
+    manifest = Manifest(Path(directory), spec, *_read_parts(path, body))
     _check_complete(manifest)
     for part in manifest.parts:
         file = manifest.directory / part["file"]
@@ -168,6 +170,41 @@ def read_manifest(directory: str | Path) -> Manifest:
             state = "is missing" if found is None else f"has {found} bytes"
             raise CheckpointError(f"{file} {state}, the manifest says {part['bytes']} bytes; use another checkpoint")
     return manifest
+
+
+class _Part(BaseModel):
+    """What a manifest says of a file. A name leads to no other folder."""
+
+    file: str = Field(pattern=_PART_NAME.pattern + "$")
+    bytes: int = Field(ge=0, strict=True)
+    crc32: int = Field(ge=0, lt=1 << 32, strict=True)
+    shard: int = Field(ge=0, strict=True)
+    num_shards: int = Field(ge=1, strict=True)
+    num_owned_buckets: int = Field(ge=0, strict=True)
+    rows: dict[str, Annotated[int, Field(ge=0, strict=True)]]
+
+
+class _Start(BaseModel):
+    """What the first frame of a file says."""
+
+    layouts: dict[str, str]
+    expired: dict[str, list[Annotated[int, Field(ge=0, lt=1 << 64, strict=True)]]] = {}
+
+
+class _Parts(BaseModel):
+    parts: list[_Part]
+    extra: dict[str, Any]
+
+
+def _read_parts(path: Path, body: Mapping[str, Any]) -> tuple[tuple[Mapping[str, Any], ...], Mapping[str, Any]]:
+    """`parts` and `extra` of a manifest, as they stand there once they are found to be right."""
+    try:
+        _Parts.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{path}: {place}: {first['msg']}; use another checkpoint") from error
+    return tuple(body["parts"]), body["extra"]
 
 
 @dataclass(frozen=True)
@@ -194,8 +231,15 @@ def open_part(path: Path, wanted: Callable[[str, int], bool] = lambda table, buc
         if file.read(len(MAGIC)) != MAGIC:
             raise reader.damaged(0, "it does not begin as a file of rows")
         start = reader.read_frame()
-        if start.header.get("kind") != "start" or not isinstance(start.header.get("layouts"), dict):
+        if start.header.get("kind") != "start":
             raise reader.damaged(start.offset, "it does not begin with a start frame")
+        try:
+            begun = _Start.model_validate(start.header)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise reader.damaged(start.offset, f"its start has a wrong {first['loc'][0]}: {first['msg']}") from error
+        if not begun.expired.keys() <= begun.layouts.keys():
+            raise reader.damaged(start.offset, "its start names expired clients of unknown tables")
         yield Part(path, start.header, _records(file, reader, wanted))
 
 
@@ -298,6 +342,12 @@ def _check_complete(manifest: Manifest) -> None:
     if numbers != expected:
         raise CheckpointError(
             f"checkpoint {manifest.directory} has files of shards {numbers}, not of {expected}; save it again"
+        )
+    epochs = sorted({part.get("routing_epoch", 0) for part in manifest.parts})
+    if len(epochs) > 1:
+        raise CheckpointError(
+            f"checkpoint {manifest.directory} has files of routing epochs {epochs}: buckets moved while it began; "
+            "save it again"
         )
     buckets = sum(part["num_owned_buckets"] for part in manifest.parts)
     if buckets != manifest.spec.num_buckets:

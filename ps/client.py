@@ -6,7 +6,6 @@ then pushed, `prepare` does that work once. Which pulls see which pushes: docs/c
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,9 +17,9 @@ from numpy.typing import NDArray
 
 from ps import control
 from ps.cache import HotCache
-from ps.checkpoint import write_manifest
 from ps.errors import RequestError, UnavailableError
 from ps.lookup import Lookup, check_payload, check_psfunc, check_rows, count_shown, learning_rates, prepare, table_spec
+from ps.mapping import Restored
 from ps.messages import READ, Execute, Identity, Pull
 from ps.options import ClientOptions
 from ps.psfunc import Counts, Kind, Psfunc
@@ -28,13 +27,13 @@ from ps.psfuncs import Clear, Delete, Evict
 from ps.pusher import Pusher
 from ps.rounds import Connection, Directory, Future
 from ps.routing import Routing
+from ps.saving import PendingSave, PlannedRestore, start_save
 from ps.spec import ClusterSpec
 from ps.storage.unique import sum_by_key
 from ps.tally import Tally
 from ps.transport import Transport
 from ps.types import Floats, Gradients, Keys, Rows
 from ps.unsettled import Unsettled
-from ps.wire import weir_pb2 as pb
 from ps.wire.arrays import DTYPES, ITEM_BYTES
 
 Rates: TypeAlias = (
@@ -82,6 +81,7 @@ class Client:
         self._pusher = Pusher(spec, self.options, self._unsettled, self._tally, self._caches)
         self._on_close = on_close
         self._closed = False
+        self._saving: PendingSave | None = None
 
     @property
     def routing(self) -> Routing:
@@ -274,39 +274,45 @@ class Client:
     # The whole cluster.
 
     def save(self, directory: str) -> None:
-        """Write the rows of all shards under `directory`, which all of them must reach; the manifest comes last.
+        """`start_save`, and wait for its end."""
+        self.start_save(directory).wait()
 
-        Own pushes are settled first. Where several clients push, all settle, and none pushes, while one of them saves.
+    def start_save(self, directory: str) -> PendingSave:
+        """Write the rows of all shards, as they are now, under `directory`, which all of them must reach; the manifest
+        comes last. Returns when the instant is marked; `wait` of the result when the checkpoint is complete.
+
+        Own pushes are settled first. Where several clients push, all settle, and none pushes until this returns. A save
+        that has not ended is waited for.
         """
         self.flush()
-        directory = os.path.abspath(directory)  # shard processes have working folders of their own
-        requests = [pb.SaveRequest(directory=directory)] * self.routing.num_shards
-        patience = self.options.retry.control_seconds
-        transport = self._connection.transport
-        replies = control.call_all(transport, self.routing.addresses, "Save", requests, patience)
-        write_manifest(directory, self.spec, [reply.manifest for reply in replies])
+        self._finish_save()
+        routing, patience = self._connection.newest_routing(), self.options.retry.control_seconds
+        self._saving = start_save(self._connection.transport, routing, self.spec, directory, seconds=patience)
+        return self._saving
 
-    def restore(self, directory: str) -> int:
-        """Bring all shards, those that lost their rows too, to the checkpoint in `directory`. Returns the number of
-        rows.
+    def _finish_save(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving is not None and not saving.is_told:
+            saving.wait()
 
-        Own pushes that failed or were held back are forgotten. No other client may be active meanwhile.
+    def restore(
+        self, directory: str, *, mapping: Mapping[str, Any] | None = None, event_time: float | None = None
+    ) -> Restored:
+        """Bring all shards, those that lost their rows too, to the checkpoint in `directory`, of any number of shards.
+
+        Tables and segments match by name; mapping says where they do not (ps/mapping.py). event_time: as of `push`, for
+        rows that begin to keep that of their last one. Own pushes that failed or were held back are forgotten. No other
+        client may be active meanwhile. Raises RequestError for what does not fit, before anything has changed.
         """
         if self._closed:
             raise RequestError("the client is closed; open a new one")
+        planned = PlannedRestore(self.spec, directory, mapping or {}, self._event_time(event_time))
         self._unsettled.forget()
         self._pusher.forget()
-        connection = self._connection
-        routing = connection.directory.propose()
-        control.assign(connection.transport, self.spec, routing)
-        requests = [pb.RestoreRequest(directory=os.path.abspath(directory))] * routing.num_shards
-        patience = self.options.retry.control_seconds
-        replies = control.call_all(connection.transport, routing.addresses, "Restore", requests, patience)
-        connection.directory.commit(routing)
-        connection.routing = routing
+        restored = planned.run(self._connection, seconds=self.options.retry.control_seconds)
         for table in self.spec.tables:
             self._forget_cached(table)
-        return sum(int(reply.num_rows) for reply in replies)
+        return restored
 
     def stats(self) -> dict[str, float]:
         """Counts since the client was made: rounds, bytes on the wire, retries, the cache, rows that were not
@@ -319,8 +325,9 @@ class Client:
 
         Raises UnavailableError when one does not answer.
         """
-        found = control.statuses(self._connection.transport, self.routing.addresses)
-        for shard, (address, status) in enumerate(zip(self.routing.addresses, found, strict=True)):
+        routing = self._connection.newest_routing()
+        found = control.statuses(self._connection.transport, routing.addresses)
+        for shard, (address, status) in enumerate(zip(routing.addresses, found, strict=True)):
             if status is None:
                 raise UnavailableError(f"shard {shard} at {address} does not answer; `weir status` shows the cluster")
         return [control.describe_status(status) for status in found if status is not None]
@@ -331,6 +338,7 @@ class Client:
             return
         try:
             self.flush()
+            self._finish_save()
         finally:
             self._closed = True
             self._connection.close()

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgpack
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from ps.errors import NotAllowedError, RequestError, RowsLostError, UnavailableError, WeirError
@@ -43,11 +44,12 @@ def call_all(
     return [future.result() for future in pending]
 
 
-def assign(transport: Transport, spec: ClusterSpec, routing: Routing) -> None:
-    """Give every shard of a routing its place."""
+def assign(transport: Transport, spec: ClusterSpec, routing: Routing, shards: Sequence[int] | None = None) -> None:
+    """Give every shard of a routing its place, or these only."""
     body, where = spec.model_dump_json().encode(), routing.to_message()
-    messages = [pb.AssignRequest(cluster_spec=body, routing=where, shard=shard) for shard in range(routing.num_shards)]
-    call_all(transport, routing.addresses, "Assign", messages, ASSIGN_SECONDS)
+    chosen = range(routing.num_shards) if shards is None else shards
+    messages = [pb.AssignRequest(cluster_spec=body, routing=where, shard=shard) for shard in chosen]
+    call_all(transport, [routing.addresses[shard] for shard in chosen], "Assign", messages, ASSIGN_SECONDS)
 
 
 def first_routing(transport: Transport, spec: ClusterSpec, addresses: Sequence[str]) -> Routing:
@@ -139,7 +141,7 @@ class StatusDirectory:
         self._addresses = self._places(newest)
         return replace(newest, addresses=self._addresses)
 
-    def propose(self) -> Routing:
+    def propose(self, owners: NDArray[np.int32] | None = None) -> Routing:
         found = self._ask()
         for shard, (address, status) in enumerate(zip(self._addresses, found, strict=True)):
             if status is None:
@@ -150,7 +152,8 @@ class StatusDirectory:
         if not known:
             raise RowsLostError(f"no shard of cluster {self._cluster!r} knows its tables any more; start a new cluster")
         newest = max(known, key=lambda routing: routing.epoch)
-        return Routing(newest.epoch + 1, newest.owners.astype(np.int32), self._places(newest))
+        chosen = newest.owners if owners is None else owners
+        return Routing(newest.epoch + 1, chosen.astype(np.int32), self._addresses)
 
     def commit(self, routing: Routing) -> None:
         self._addresses = routing.addresses

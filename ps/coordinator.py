@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ps.control import rows_lost
 from ps.errors import RequestError, RowsLostError, UnavailableError
 from ps.routing import Routing
@@ -57,6 +60,8 @@ class Coordinator:
 
     def renew(self, lease: Lease) -> None:
         """A shard process lives. Raises RequestError for a shard that the cluster does not have."""
+        if self._routing is None and self._proposed is None and lease.routing is not None:
+            self.num_shards = lease.routing.num_shards  # this coordinator was restarted; shards may have come since
         if not 0 <= lease.shard < self.num_shards:
             raise RequestError(f"cluster {self.name!r} has shards 0..{self.num_shards - 1}, not {lease.shard}")
         self._leases[lease.shard] = lease
@@ -71,7 +76,11 @@ class Coordinator:
         """Shards whose process is not the one that was given rows."""
         if self._routing is None:
             return []
-        return [shard for shard, lease in sorted(self._leases.items()) if self._holders.get(shard) != lease.incarnation]
+        return [
+            shard
+            for shard, lease in sorted(self._leases.items())
+            if shard < self._routing.num_shards and self._holders.get(shard) != lease.incarnation
+        ]
 
     def silent(self, now: float) -> list[int]:
         """Shards that never reported, or not within the lease."""
@@ -93,9 +102,14 @@ class Coordinator:
             raise RowsLostError(rows_lost(self.name, lost))
         return self._routing
 
-    def propose(self) -> Routing:
-        """A routing of a new epoch over the processes that live now. Raises UnavailableError while a shard has not
-        reported.
+    def resize(self, num_shards: int) -> None:
+        """So many shards from now on. The committed routing stays until the next one."""
+        self.num_shards = num_shards
+        self._leases = {shard: lease for shard, lease in self._leases.items() if shard < num_shards}
+
+    def propose(self, owners: NDArray[np.int32] | None = None) -> Routing:
+        """A routing of a new epoch over the processes that live now. owners: int32 [num_buckets]; default: as committed
+        last. Raises UnavailableError while a shard has not reported.
         """
         if not self.ready():
             missing = sorted(set(range(self.num_shards)) - self._leases.keys())
@@ -107,7 +121,9 @@ class Coordinator:
         newest = max([self.epoch, *(each.routing.epoch for each in self._leases.values() if each.routing is not None)])
         if self._proposed is not None:
             newest = max(newest, self._proposed[0].epoch)
-        if self._routing is None:
+        if owners is not None:
+            routing = Routing(newest + 1, owners, addresses)
+        elif self._routing is None:
             routing = Routing.initial(self._num_buckets, addresses, newest + 1)
         else:
             routing = Routing(newest + 1, self._routing.owners, addresses)

@@ -166,15 +166,11 @@ def _run(
 
     try:
         for number, plan in enumerate(plans):
-            if plan.call.psfunc.lets_updates_between:  # later ones of this client may be remembered before it ends
-                unmarked[plan.call.table].append(plan.buckets)
-                mark(plan.call.table)
             answer = Answer() if plan.is_empty else (yield from _run_call(holding, plan, step, event_time))
             answer = replace(answer, counts=answer.counts + plan.counts)
             if plan.call.is_update:
                 holding.counts += answer.counts
-                if not plan.call.psfunc.lets_updates_between:
-                    unmarked[plan.call.table].append(plan.buckets)
+                unmarked[plan.call.table].append(plan.buckets)
                 if last[plan.call.table] == number:
                     mark(plan.call.table)
             _write(answer, plan.call, reply.results.add())

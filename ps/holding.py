@@ -32,8 +32,11 @@ class Holding:
         self.spec = spec
         self.routing = Routing(0, np.empty(0, np.int32), ())
         self.shard = 0
+        self.least_epoch = 0  # messages of older epochs were sent before a restore
         self.owned: BucketNumbers = np.empty(0, np.int64)
         self._is_owned: NDArray[np.bool_] = np.zeros(spec.num_buckets, np.bool_)
+        self.is_leaving: NDArray[np.bool_] = np.zeros(spec.num_buckets, np.bool_)  # given away: no messages any more
+        self.is_arriving: NDArray[np.bool_] = np.zeros(spec.num_buckets, np.bool_)  # taken, and not owned yet
         self.tables = {
             name: Table(name, table, seed=spec.seed, num_buckets=spec.num_buckets, check=spec.check)
             for name, table in spec.tables.items()
@@ -54,9 +57,9 @@ class Holding:
                 table.programs.compile(psfunc.code(), psfunc.role)
                 yield
 
-    def move(self, routing: Routing, shard: int) -> None:
-        """Take a place in a routing. Buckets that another shard owns now are dropped. Raises WrongEpochError going
-        backwards.
+    def move(self, routing: Routing, shard: int, *, drops: bool = True) -> None:
+        """Take a place in a routing. Buckets that another shard owns now are dropped, unless the caller does that.
+        Raises WrongEpochError going backwards.
         """
         if routing.num_buckets != self.spec.num_buckets:
             raise RequestError(
@@ -70,37 +73,52 @@ class Holding:
         if routing.epoch == self.routing.epoch and not same_place:
             raise RequestError(f"another routing has epoch {routing.epoch} already; give a changed one a higher epoch")
         owned = routing.owned(shard)
-        for bucket in np.setdiff1d(self.owned, owned).tolist():
-            for name, table in self.tables.items():
-                table.drop_bucket(bucket)
-                self.applied[name].drop_bucket(bucket)
+        for bucket in np.setdiff1d(self.held, owned).tolist() if drops else ():
+            self.drop_bucket(bucket)
+        self.is_leaving[:] = self.is_arriving[:] = False
+        self.least_epoch = self.least_epoch or routing.epoch
         self.routing, self.shard, self.owned = routing, shard, owned
         self._is_owned[:] = False
         self._is_owned[owned] = True
 
+    @property
+    def held(self) -> BucketNumbers:
+        """int64 [k]: the buckets whose rows are here, owned or arriving; ascending."""
+        buckets: BucketNumbers = np.flatnonzero(self._is_owned | self.is_arriving)
+        return buckets
+
+    def drop_bucket(self, bucket: int) -> None:
+        """Forget the rows of a bucket and what was applied to it."""
+        for name, table in self.tables.items():
+            table.drop_bucket(bucket)
+            self.applied[name].drop_bucket(bucket)
+
     def check_routing(self, request: CheckedRequest) -> None:
-        """Raise WrongEpochError unless epoch and buckets are this shard's."""
-        if request.routing_epoch != self.routing.epoch:
+        """Raise WrongEpochError unless epoch and buckets are this shard's.
+
+        A message of keys may be of an older epoch: it belongs here when all its buckets do. One that covers a whole
+        table, or belongs to a group, is complete in its own epoch only.
+        """
+        epoch, is_keyed = request.routing_epoch, all(call.keyed is not None for call in request.calls)
+        may_be_older = is_keyed and request.place is None
+        if epoch != self.routing.epoch and not (may_be_older and self.least_epoch <= epoch < self.routing.epoch):
             raise WrongEpochError(
-                f"message of routing epoch {request.routing_epoch} at shard {self.shard}, now at {self.routing.epoch}"
+                f"message of routing epoch {epoch} at shard {self.shard}, now at {self.routing.epoch}"
             )
+        takes = self._is_owned & ~self.is_leaving
+        if not is_keyed and self.is_leaving.any():
+            raise WrongEpochError(f"buckets of shard {self.shard} are moving to another")
         for call in request.calls:
-            if call.keyed is not None and not self._is_owned[call.keyed.buckets].all():
-                foreign = call.keyed.buckets[~self._is_owned[call.keyed.buckets]]
+            if call.keyed is not None and not takes[call.keyed.buckets].all():
+                foreign = call.keyed.buckets[~takes[call.keyed.buckets]]
                 raise WrongEpochError(f"bucket {int(foreign[0])} is not owned by shard {self.shard}")
 
     def makes_room(self, table: str) -> bool:
         """Whether the table, at its memory limit, has rows to evict. Says that it wants to."""
         return table in self.evictions and self.evictions[table].ask_for_room(self.owned)
 
-    def records(self) -> Iterator[Record]:
-        """Every row of the owned buckets and what was applied to them, bucket by bucket."""
-        for name in self.tables:
-            for bucket in self.owned.tolist():
-                yield from self._records(name, bucket)
-
     def records_of(self, bucket: int) -> Iterator[Record]:
-        """The same of one bucket, of all tables."""
+        """Every row of a bucket and what was applied to it, of all tables."""
         for name in self.tables:
             yield from self._records(name, bucket)
 
@@ -131,9 +149,7 @@ class Holding:
         return bool(self._is_owned[bucket])
 
     def load(self, record: Record, *, now: float) -> int:
-        """Add a record's rows, if the bucket is owned. Returns how many."""
-        if not self._is_owned[record.bucket]:
-            return 0
+        """Add a record's rows. Returns how many."""
         if record.applied:
             self.applied[record.table].load(record.bucket, record.applied, now=now)
         if record.admission:

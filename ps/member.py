@@ -125,7 +125,7 @@ class Member:
             if job is not None:
                 self._work.shard.run_job("update", job, lambda _, error: self._trim(standby))
 
-        return self._work.run(take)
+        return self._work.submit(take)
 
     def close(self) -> None:
         """Let the folder go. After the thread of work ended."""
@@ -210,7 +210,7 @@ class Member:
             standby=other,
             max_backlog_bytes=options.backlog_bytes,
         )
-        self._work.shard.write_all(journal, journal.begin_filling(self._stream), deque(holding.owned.tolist()))
+        self._work.shard.write_all(journal, journal.begin_filling(self._stream), deque(holding.held.tolist()))
 
     # As a standby.
 
@@ -233,7 +233,7 @@ class Member:
         """Write a snapshot where the journal has become long."""
         if self._standby is standby and (snapshot := standby.begin_snapshot()) is not None:
             recovered = standby.recovered()
-            self._work.shard.write_all(recovered.journal, snapshot, deque(recovered.holding.owned.tolist()))
+            self._work.shard.write_all(recovered.journal, snapshot, deque(recovered.holding.held.tolist()))
 
     # Inside.
 
@@ -255,4 +255,4 @@ class Member:
                 lambda _, error: answer.set_result(None) if error is None else answer.set_exception(error),
             )
 
-        self._work.run(event).result()
+        self._work.submit(event).result()

@@ -7,10 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Generic, Protocol, TypeVar
+from pathlib import Path
 
-from ps.errors import JournalError, WeirError
+from ps.errors import JournalError, UnavailableError, WeirError
 from ps.pairing import Order, Seen, message_of, next_order
+from ps.security import SecurityOptions
+from ps.shard_process import START_SECONDS, ShardProcess
 from ps.transport import Transport
 from ps.wire import weir_pb2 as pb
 
@@ -20,50 +22,58 @@ _ORDER_SECONDS = 600.0  # a long journal is read meanwhile
 _log = logging.getLogger("weir.pairs")
 
 
-class Process(Protocol):
-    """As ps.placement.ShardProcess."""
-
-    @property
-    def is_running(self) -> bool: ...
-
-    @property
-    def known_address(self) -> str:
-        """Empty before it listens."""
-        ...
-
-    def kill(self) -> None: ...
-
-
-P = TypeVar("P", bound=Process)
-
-
-class Pair(Generic[P]):
+class Pair:
     """A thread that keeps the two processes of a shard in their roles."""
 
     def __init__(
         self,
         shard: int,
-        processes: list[P],
-        places: tuple[int, int],
-        start: Callable[[int], P],
+        folders: tuple[Path, Path],
+        processes: list[ShardProcess],
         transport: Transport,
         *,
         standby_seconds: float,
+        fresh: bool = False,
+        security: SecurityOptions | None = None,
     ) -> None:
-        """processes: replaced in place, at `places`. start: a new process for one of these, with the same port and
-        folder. standby_seconds: without an answer, after which a process is ended.
+        """folders: of their journals. processes: theirs are added, and replaced in place. standby_seconds: without an
+        answer, after which a process is ended. fresh: drop what the folders have.
         """
         self.address = ""  # of the primary
         self.is_whole = False  # whether the standby has all rows
         self.num_take_overs = 0
-        self.failed: JournalError | None = None
-        self._shard, self._processes, self._places, self._start = shard, processes, places, start
+        self._failed: JournalError | None = None
+        self._shard, self._folders, self._processes, self._security = shard, folders, processes, security
+        self._places = (len(processes), len(processes) + 1)
         self._transport, self._seconds = transport, standby_seconds
         self._issued = 0
-        self._heard_at: dict[P, float] = {}
+        self._addresses = ["", ""]
+        self._heard_at: dict[ShardProcess, float] = {}
         self._stopping = threading.Event()
+        processes += [
+            ShardProcess(journal=folder, fresh=fresh, is_paired=True, security=security) for folder in folders
+        ]
         self._thread = threading.Thread(target=self._run, name=f"weir-pair-{shard}", daemon=True)
         self._thread.start()
+
+    def wait_until_led(self, seconds: float = START_SECONDS) -> None:
+        """Until there is a primary. Raises JournalError where no process has all that was acknowledged,
+        UnavailableError when it takes too long.
+        """
+        self._wait(lambda: bool(self.address), "primary", seconds)
+
+    def wait_until_whole(self, seconds: float = START_SECONDS) -> None:
+        """Until the standby has all rows. Raises as `wait_until_led`."""
+        self._wait(lambda: self.is_whole, "standby with all rows", seconds)
+
+    def _wait(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if self._failed is not None:
+                raise self._failed
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"shard {self._shard} has no {what} after {seconds:g} s; look at its log")
+            time.sleep(_LOOK_SECONDS)
 
     def stop(self) -> None:
         """Give no orders from now on."""
@@ -75,9 +85,9 @@ class Pair(Generic[P]):
             try:
                 self._step()
             except JournalError as error:
-                if self.failed is None:
+                if self._failed is None:
                     _log.error("shard %d cannot be started: %s", self._shard, error)
-                self.failed = error
+                self._failed = error
             except WeirError as error:
                 _log.warning("shard %d: %s", self._shard, error)
 
@@ -93,19 +103,24 @@ class Pair(Generic[P]):
 
     def _look(self) -> list[Seen | None]:
         asked: list[Future[pb.StatusReply] | None] = []
-        for place in self._places:
+        for which, place in enumerate(self._places):
             process = self._processes[place]
+            self._addresses[which] = process.known_address or self._addresses[which]
             if not process.is_running:
-                self._heard_at.pop(process, None)
-                if not self._stopping.is_set():
-                    self._processes[place] = self._start(place)
-                asked.append(None)
-            elif process.known_address:
-                status = pb.StatusRequest()
-                asked.append(self._transport.send(process.known_address, "Status", status, _STATUS_SECONDS))
-            else:
-                asked.append(None)
+                self._start_anew(which)
+            is_up = process.is_running and process.known_address
+            status = pb.StatusRequest()
+            asked.append(self._transport.send(is_up, "Status", status, _STATUS_SECONDS) if is_up else None)
         return [self._seen(place, answer) for place, answer in zip(self._places, asked, strict=True)]
+
+    def _start_anew(self, which: int) -> None:
+        """At the same port, by which clients know it."""
+        place, port = self._places[which], int(self._addresses[which].rpartition(":")[2] or 0)
+        self._heard_at.pop(self._processes[place], None)
+        self._processes[place].stop()
+        self._processes[place] = ShardProcess(
+            port=port, journal=self._folders[which], takes_over=True, is_paired=True, security=self._security
+        )
 
     def _seen(self, place: int, answer: Future[pb.StatusReply] | None) -> Seen | None:
         if answer is None:

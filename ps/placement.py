@@ -8,170 +8,30 @@ with LocalCluster(spec, shards=2, placement="process") as cluster:   several cli
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import select
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-from ps import control
+from ps import control, resharding
 from ps.client import Client
 from ps.errors import RequestError, UnavailableError
 from ps.memory_limits import check_limits, thresholds_here
 from ps.options import ClientOptions
 from ps.pairs import Pair
+from ps.resharding import Move
 from ps.routing import Routing
 from ps.security import SecurityOptions
+from ps.shard_process import Reviver, ShardProcess
 from ps.spec import ClusterSpec, TableSpec
-from ps.transport import GrpcTransport, InProcessTransport, Transport
+from ps.transport import GrpcTransport, InProcessTransport, Transport, send_part
 from ps.user_modules import load_modules
 from ps.work import WorkThread, open_shard
 
 Placement: TypeAlias = Literal["in-process", "process"]
-START_SECONDS = 120.0
-STOP_SECONDS = 10.0
-_LOOK_SECONDS = 0.05
-_log = logging.getLogger("weir.placement")
-
-
-class ShardProcess:
-    """One shard process on the loopback. It ends when this process ends, however that happens."""
-
-    def __init__(
-        self,
-        *,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        journal: Path | None = None,
-        fresh: bool = False,
-        takes_over: bool = False,
-        is_paired: bool = False,
-        security: SecurityOptions | None = None,
-    ) -> None:
-        """journal, fresh, takes_over: as ps.work.open_shard has them. is_paired: one of a pair, which waits for
-        orders.
-        """
-        self._command = [sys.executable, "-m", "ps.process", "--host", host, "--port", str(port), "--stop-at-eof"]
-        if journal is not None:
-            self._command += ["--journal", str(journal)]
-        if security is not None:
-            self._command += ["--security", security.model_dump_json()]
-        self._command += ["--fresh"] * fresh + ["--takes-over"] * takes_over + ["--pair"] * is_paired
-        # The pipe to its standard input is never written to: the kernel closes it with this process, and the shard
-        # stops.
-        self.process = subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for the parent, which saves first
-            env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
-        )
-        self._where: dict[str, Any] = {}
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    @property
-    def address(self) -> str:
-        """host:port. Waits for the process to be up. Raises UnavailableError with what it said when it is not."""
-        if not self._where:
-            self._where = self._read_where()
-        return str(self._where["address"])
-
-    @property
-    def is_running(self) -> bool:
-        return self.process.poll() is None
-
-    @property
-    def known_address(self) -> str:
-        """The address; empty before it is up."""
-        assert self.process.stdout is not None
-        if not self._where and select.select([self.process.stdout], [], [], 0.0)[0]:
-            with suppress(UnavailableError):
-                return self.address
-        return str(self._where["address"]) if self._where else ""
-
-    def kill(self) -> None:
-        """End it at once."""
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> None:
-        """End it: SIGTERM, and SIGKILL if it does not listen."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.terminate()
-            try:
-                self.process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-    def _read_where(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        deadline = time.monotonic() + START_SECONDS
-        readable, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-        line = self.process.stdout.readline() if readable else ""
-        if not line:
-            state = f"said nothing for {START_SECONDS:g} s"
-            if readable:
-                state = f"ended with status {self.process.wait(STOP_SECONDS)}"
-            self.stop()
-            raise UnavailableError(f"a shard process {state}; its output is above (command: {' '.join(self._command)})")
-        where: dict[str, Any] = json.loads(line)
-        return where
-
-
-class Reviver:
-    """A thread that starts shard processes anew that died: on the same port, with their journals."""
-
-    def __init__(
-        self, processes: list[ShardProcess], journals: Sequence[Path | None], security: SecurityOptions | None
-    ) -> None:
-        """processes: replaced in place. One that ends before it listens is left: its journal cannot be read."""
-        self.num_revived = 0
-        self._processes, self._journals, self._security = processes, journals, security
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="weir-reviver", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Start none from now on."""
-        self._stopping.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        given_up: set[int] = set()
-        while not self._stopping.wait(_LOOK_SECONDS):
-            for shard, process in enumerate(self._processes):
-                if shard in given_up or process.process.poll() is None:
-                    continue
-                port = int(process.address.rpartition(":")[2])
-                process.stop()
-                self._processes[shard] = ShardProcess(
-                    port=port, journal=self._journals[shard], takes_over=True, security=self._security
-                )
-                try:
-                    _ = self._processes[shard].address
-                    self.num_revived += 1
-                except UnavailableError as error:
-                    _log.error("shard %d cannot be started anew: %s", shard, error)
-                    given_up.add(shard)
 
 
 class LocalCluster:
@@ -211,33 +71,22 @@ class LocalCluster:
         self.processes: list[ShardProcess] = []
         self._hosts: dict[str, WorkThread] = {}
         self._reviver: Reviver | None = None
-        self.pairs: list[Pair[ShardProcess]] = []
-        self._pairs_transport: Transport | None = None
-        self._journals = journals = [journal_folder(spec, name, shard) for shard in range(shards)]
+        self._are_processes = placement == "process"
+        self._between = InProcessTransport(self._hosts)
+        self._journals: list[Path | None] = []
+        self.pairs: list[Pair] = []
+        self._pair_transport: Transport | None = None
         try:
-            if placement == "process":
+            if self._are_processes:
                 GrpcTransport(security).close()  # finds a file that does not do before any process starts
-                if spec.durability.is_replicated:
-                    self._journals = journals = [*journals, *(standby_folder(journal) for journal in journals)]
-                is_paired = spec.durability.is_replicated
-                self.processes = [
-                    ShardProcess(journal=journal, fresh=fresh, is_paired=is_paired, security=security)
-                    for journal in journals
-                ]
-                self.addresses = tuple(process.address for process in self.processes)
-                if is_paired:
-                    self.addresses = self._start_pairs()
-            else:
-                for shard, journal in enumerate(journals):
-                    self._hosts[f"in-process:{shard}"] = WorkThread(open_shard(journal, fresh=fresh))
-                self.addresses = tuple(self._hosts)
+            self._start(shards, fresh=fresh)
             transport = self._transport()
             try:
                 control.assign(transport, spec, control.first_routing(transport, spec, self.addresses))
             finally:
                 transport.close()
             if self.processes and spec.durability.keeps_journal and not self.pairs:
-                self._reviver = Reviver(self.processes, journals, security)
+                self._reviver = Reviver(self.processes, self._journals, security)
         except BaseException:
             self.close()
             raise
@@ -246,21 +95,109 @@ class LocalCluster:
         """A new client. Close it before the cluster."""
         return self._connect(options, owns_cluster=False)
 
+    def reshard(self, shards: int, *, at_once: int = resharding.AT_ONCE) -> Iterator[Move]:
+        """Move buckets until so many shards have even numbers of rows, while clients go on; yields every step. With the
+        present number of shards it balances. at_once: buckets in one step.
+        """
+        before = len(self.addresses)
+        if not 1 <= shards <= self.spec.num_buckets:
+            raise RequestError(
+                f"{shards} shards for {self.spec.num_buckets} buckets; need 1 to {self.spec.num_buckets}"
+            )
+        self._start(shards - before, fresh=True)
+        transport = self._transport()
+        try:
+            directory = control.StatusDirectory(self.name, transport, self.addresses)
+            goal = resharding.balanced(transport, shards)
+            yield from resharding.move(transport, self.spec, directory, goal, at_once=at_once)
+            if shards < before:
+                directory = control.StatusDirectory(self.name, transport, self.addresses[:shards])
+                resharding.settle(transport, self.spec, directory)
+                self._end(shards)
+        finally:
+            transport.close()
+
     def close(self) -> None:
         """End all shards. Journals stay, for whoever starts them again, unless they began `fresh`."""
         if self._reviver is not None:
             self._reviver.stop()
         for pair in self.pairs:
             pair.stop()
-        if self._pairs_transport is not None:
-            self._pairs_transport.close()
         for process in self.processes:
             process.stop()
         for host in self._hosts.values():
             host.close()
-        for journal in self._journals if self._fresh else []:
+        self._between.close()
+        if self._pair_transport is not None:
+            self._pair_transport.close()
+        if self._fresh:
+            self._forget(self._journals)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of the shards; of pairs, where their primaries are now."""
+        if self.pairs:
+            return tuple(pair.address for pair in self.pairs)
+        return tuple(process.address for process in self.processes) if self._are_processes else tuple(self._hosts)
+
+    def _start(self, more: int, *, fresh: bool) -> None:
+        """So many shards more."""
+        first = len(self.addresses)
+        for shard in range(first, first + more):
+            journal = journal_folder(self.spec, self.name, shard)
+            self._journals.append(journal)
+            if self.spec.durability.is_replicated:
+                self._start_pair(shard, fresh=fresh)
+            elif self._are_processes:
+                self.processes.append(ShardProcess(journal=journal, fresh=fresh, security=self.security))
+            else:
+                send = partial(send_part, self._between)
+                self._hosts[f"in-process:{shard}"] = WorkThread(open_shard(journal, fresh=fresh), send=send)
+        for process in self.processes:
+            _ = process.address  # once it is up
+        for pair in self.pairs:
+            pair.wait_until_led()
+
+    def _start_pair(self, shard: int, *, fresh: bool) -> None:
+        journal = self._journals[-1]
+        assert journal is not None
+        folders = (journal, standby_folder(journal))
+        transport = self._pair_transport = self._pair_transport or GrpcTransport(self.security)
+        seconds = self.spec.durability.standby_seconds
+        self.pairs.append(
+            Pair(
+                shard,
+                folders,
+                self.processes,
+                transport,
+                standby_seconds=seconds,
+                fresh=fresh,
+                security=self.security,
+            )
+        )
+
+    def _end(self, kept: int) -> None:
+        """Shards that have no buckets any more, behind the first `kept`, and their journals."""
+        gone = self.addresses[kept:]
+        for pair in self.pairs[kept:]:
+            pair.stop()
+        del self.pairs[kept:]
+        with self._reviver.lock if self._reviver is not None else nullcontext():
+            first = kept * (1 + self.spec.durability.is_replicated)
+            ended = self.processes[first:]
+            del self.processes[first:]
+        for process in ended:
+            process.stop()
+        for address in gone if self._hosts else ():
+            self._hosts.pop(address).close()
+        self._forget(self._journals[kept:])
+        del self._journals[kept:]
+
+    def _forget(self, journals: Sequence[Path | None]) -> None:
+        for journal in journals:
             if journal is not None:
-                shutil.rmtree(journal, ignore_errors=True)
+                for folder in (journal, standby_folder(journal)):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def __enter__(self) -> LocalCluster:
         return self
@@ -269,39 +206,6 @@ class LocalCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def wait_until_whole(self, seconds: float = START_SECONDS) -> None:
-        """Until every standby has all rows; at once without standbys. Raises UnavailableError."""
-        deadline = time.monotonic() + seconds
-        while not all(pair.is_whole for pair in self.pairs):
-            if time.monotonic() > deadline:
-                raise UnavailableError(f"a standby of cluster {self.name!r} is not filled after {seconds:g} s")
-            time.sleep(_LOOK_SECONDS)
-
-    def _start_pairs(self) -> tuple[str, ...]:
-        """The addresses of the primaries. Process `shard` and the one `num_shards` behind it are a pair."""
-        shards, addresses = len(self.processes) // 2, self.addresses
-        transport = self._pairs_transport = GrpcTransport(self.security)
-
-        def start(place: int) -> ShardProcess:
-            self.processes[place].stop()
-            port = int(addresses[place].rpartition(":")[2])
-            journal = self._journals[place]
-            return ShardProcess(port=port, journal=journal, takes_over=True, is_paired=True, security=self.security)
-
-        seconds = self.spec.durability.standby_seconds
-        self.pairs = [
-            Pair(shard, self.processes, (shard, shard + shards), start, transport, standby_seconds=seconds)
-            for shard in range(shards)
-        ]
-        deadline = time.monotonic() + START_SECONDS
-        while not all(pair.address for pair in self.pairs):
-            if failed := next((pair.failed for pair in self.pairs if pair.failed), None):
-                raise failed
-            if time.monotonic() > deadline:
-                raise UnavailableError(f"the pairs of cluster {self.name!r} were not up within {START_SECONDS:g} s")
-            time.sleep(_LOOK_SECONDS)
-        return tuple(pair.address for pair in self.pairs)
 
     def _transport(self) -> Transport:
         return GrpcTransport(self.security) if self.processes else InProcessTransport(self._hosts)
@@ -314,17 +218,17 @@ class LocalCluster:
         return Client(self.spec, transport, directory, routing, options, cluster=self.name, on_close=on_close)
 
 
-def standby_folder(journal: Path | None) -> Path | None:
-    """Where the other process of a pair has its journal."""
-    return None if journal is None else journal.with_name(f"{journal.name}-standby")
-
-
 def journal_folder(spec: ClusterSpec, name: str, shard: int) -> Path | None:
     """Where a shard's journal lies; None where the spec asks for none."""
     if not spec.durability.keeps_journal:
         return None
     assert spec.durability.directory is not None
     return Path(spec.durability.directory).absolute() / name / f"shard-{shard:04d}"
+
+
+def standby_folder(journal: Path) -> Path:
+    """Where the other process of a pair has its journal."""
+    return journal.with_name(f"{journal.name}-standby")
 
 
 def local(

@@ -34,6 +34,7 @@ from ps.types import NOTHING_SEEN, Buckets, Floats, Gradients, Rows, Seen, Uniqu
 if TYPE_CHECKING:
     from ps.storage.table import Table
 
+_MAX_DEPTH = 16  # of arguments
 BucketNumbers: TypeAlias = NDArray[np.int64]  # [k]; ascending
 Kind: TypeAlias = Literal["get", "update"]
 
@@ -208,6 +209,8 @@ def decode_args(name: str, data: bytes) -> Psfunc:
         args = msgpack.unpackb(data) if data else {}
         if not isinstance(args, dict) or not all(isinstance(key, str) for key in args):
             raise ValueError("arguments are not a map by name")
+        if _is_deeper(args, _MAX_DEPTH):
+            raise ValueError(f"lists and maps are nested more than {_MAX_DEPTH} deep")
     except Exception as error:  # msgpack raises many classes on damaged bytes
         raise RequestError(f"psfunc {name!r}: arguments cannot be read: {error}") from error
     try:
@@ -217,6 +220,15 @@ def decode_args(name: str, data: bytes) -> Psfunc:
     except (TypeError, ValueError) as error:
         wanted = ", ".join(f.name for f in dataclasses.fields(cls)) or "none"  # type: ignore[arg-type]
         raise RequestError(f"psfunc {name!r}: arguments do not fit ({error}); it takes: {wanted}") from error
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and maps are nested deeper; printing such arguments could exhaust the stack."""
+    if not isinstance(value, dict | list):
+        return False
+    return depth == 0 or any(
+        _is_deeper(each, depth - 1) for each in (value.values() if isinstance(value, dict) else value)
+    )
 
 
 def require_finite(name: str, **numbers: float) -> None:

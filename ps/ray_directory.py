@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from ps.errors import NoClusterError, UnavailableError, from_wire
@@ -24,8 +26,8 @@ class RayDirectory:
     def routing(self) -> Routing:
         return self._routing("routing")
 
-    def propose(self) -> Routing:
-        return self._routing("propose")
+    def propose(self, owners: NDArray[np.int32] | None = None) -> Routing:
+        return self._routing("propose", None if owners is None else owners.astype("<i4").tobytes())
 
     def commit(self, routing: Routing) -> None:
         self.ask("commit", routing.epoch)
@@ -45,8 +47,8 @@ class RayDirectory:
             raise from_wire(*outcome)
         return outcome[1] if isinstance(outcome, tuple) else outcome
 
-    def _routing(self, method: str) -> Routing:
-        return Routing.from_message(pb.Routing.FromString(self.ask(method)))
+    def _routing(self, method: str, *args: Any) -> Routing:
+        return Routing.from_message(pb.Routing.FromString(self.ask(method, *args)))
 
 
 def namespace(name: str) -> str:

@@ -28,6 +28,7 @@ from ps.wire.arrays import ITEM_BYTES, decode_floats
 WIRE_VERSION = 1
 _MAX_SEQUENCE = 1 << 62
 _MAX_ARGS_BYTES = 1 << 20
+_MAX_NAME = 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +105,7 @@ def check_request(
         raise RequestError(f"event_time is {message.event_time}; it must be seconds since 1970, below 2^32")
     place = _place(message) if message.HasField("group") else None
     limits = limits or Limits()
-    _check_keys(message, limits)
+    _check_sizes(message, limits)
     arrays = Reader(message, mappings)
     calls = []
     for number, call in enumerate(message.calls):
@@ -131,8 +132,16 @@ def check_request(
     return request
 
 
-def _check_keys(message: pb.Request, limits: Limits) -> None:
-    """Before any of them is read."""
+def _check_sizes(message: pb.Request, limits: Limits) -> None:
+    """Names, arguments and keys, before any of them is used."""
+    for number, call in enumerate(message.calls):
+        if max(len(call.table), len(call.psfunc)) > _MAX_NAME:
+            raise RequestError(f"call {number}: the name of a table or psfunc has more than {_MAX_NAME} characters")
+        if len(call.args) > _MAX_ARGS_BYTES:  # unpacked they take up to a hundred times as much
+            raise RequestError(
+                f"call {number} ({call.psfunc!r} on table {call.table!r}): arguments of {len(call.args)} bytes; the "
+                f"limit is {_MAX_ARGS_BYTES}: send them as payload"
+            )
     _check_limit(
         sum(max(len(call.keys), call.shared_keys.length) // 8 for call in message.calls),
         "the message has {} keys",
@@ -183,8 +192,6 @@ def _check_call(call: pb.Call, spec: ClusterSpec, arrays: Reader, *, grouped: bo
     table = spec.tables.get(call.table)
     if table is None:
         raise RequestError(f"no such table; there are: {', '.join(sorted(spec.tables))}")
-    if len(call.args) > _MAX_ARGS_BYTES:  # unpacked they take up to a hundred times as much
-        raise RequestError(f"arguments of {len(call.args)} bytes; the limit is {_MAX_ARGS_BYTES}: send them as payload")
     psfunc = decode_args(call.psfunc, call.args)
     psfunc.check(table)
     if call.dtype not in ITEM_BYTES:

@@ -20,6 +20,9 @@ from concurrent import futures
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ps.errors import NotSharedError, OverloadedError, RowsLostError, UnavailableError, WeirError, WrongEpochError
 from ps.options import RetryOptions
 from ps.routing import Positions, Routing, count
@@ -42,12 +45,12 @@ class Directory(Protocol):
         """
         ...
 
-    def propose(self) -> Routing:
-        """A routing of a higher epoch over the shards that live now, for a restore."""
+    def propose(self, owners: NDArray[np.int32] | None = None) -> Routing:
+        """A routing of a higher epoch over the shards that live now. owners: int32 [num_buckets]; default: same."""
         ...
 
     def commit(self, routing: Routing) -> None:
-        """The proposed routing is assigned and restored: it is the one from now on."""
+        """The proposed routing is assigned: it is the one from now on."""
         ...
 
 
@@ -160,6 +163,11 @@ class Connection:
     def start(self, work: Work, finish: Callable[[], T]) -> Future[T]:
         """Send a round."""
         return Future(Round(self, work).start(), finish)
+
+    def newest_routing(self) -> Routing:
+        """Asks the directory. Raises what it raises."""
+        self.routing = self.directory.routing()
+        return self.routing
 
     def find_shards(self, known_epoch: int) -> None:
         """Ask the directory, unless a newer routing is known or it was asked a moment ago. Raises RowsLostError."""

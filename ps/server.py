@@ -24,11 +24,12 @@ from ps.metrics import Metrics
 from ps.security import TOKEN_KEY, SecurityOptions, is_token, read_token, server_identity, warn_if_open
 from ps.shard import Observer, Shard
 from ps.synchronous import MAX_WORLD
+from ps.transport import GrpcTransport, send_part
 from ps.wire import weir_pb2 as pb
 from ps.wire.reading import read_control, read_frames, read_request
 from ps.work import DEFAULT_CAPACITY, WorkThread
 
-_MAX_DETAILS = 4000  # characters; gRPC limits the size of metadata
+_MAX_DETAILS_BYTES = 6000  # as they travel; gRPC drops a status of more than 8 KiB of metadata
 _SPARE_THREADS = 8
 _log = logging.getLogger("weir.server")
 
@@ -89,10 +90,11 @@ class ShardServer:
         self.address = f"{shown}:{self.port}"
         if metrics_port is not None:
             self.metrics_address = f"{shown}:{self.metrics.serve(host, metrics_port)}"
-        self.work = WorkThread(made, capacity, thresholds, limits)
+        self._others = GrpcTransport(security)
+        self.work = WorkThread(made, capacity, thresholds, limits, partial(send_part, self._others))
         self.member = None if member is None else member(self.work)
         self.metrics.watch(self.work)
-        self._server.add_generic_rpc_handlers((_Servicer(self).handlers(),))
+        self._server.add_generic_rpc_handlers((_Servicer(self, limits.max_message_bytes).handlers(),))
         self._server.start()
 
     def wait(self) -> None:
@@ -105,6 +107,7 @@ class ShardServer:
         self.work.close()
         if self.member is not None:
             self.member.close()
+        self._others.close()
         stopped.wait(grace_seconds + 10)
         self.metrics.close()
 
@@ -138,11 +141,19 @@ class _Gate(grpc.ServerInterceptor):  # type: ignore[type-arg]
 class _Servicer:
     """The methods of the service, from bytes to replies."""
 
-    def __init__(self, server: ShardServer) -> None:
-        self._server = server
+    def __init__(self, server: ShardServer, max_message_bytes: int) -> None:
+        self._server, self._max_bytes = server, max_message_bytes
 
     def handlers(self) -> Any:
-        methods: tuple[Callable[[bytes], Any], ...] = (self.execute, self.assign, self.save, self.restore, self.status)
+        methods: tuple[Callable[[bytes], Any], ...] = (
+            self.execute,
+            self.assign,
+            self.save,
+            self.restore,
+            self.status,
+            self.give,
+            self.take,
+        )
         if self._server.member is not None:
             methods += (self.pair, self.replicate)
         return grpc.method_handlers_generic_handler(
@@ -167,14 +178,22 @@ class _Servicer:
         return self._server.work.assign(read_control(pb.AssignRequest(), data)).result()
 
     def save(self, data: bytes) -> pb.SaveReply:
-        return self._server.work.save(read_control(pb.SaveRequest(), data).directory)
+        request = read_control(pb.SaveRequest(), data)
+        return self._server.work.save(request.directory, request.cut, begin=request.begin)
 
     def restore(self, data: bytes) -> pb.RestoreReply:
-        return self._server.work.restore(read_control(pb.RestoreRequest(), data).directory)
+        request = read_control(pb.RestoreRequest(), data)
+        return self._server.work.restore(request.directory, request.mapping, request.event_time)
+
+    def give(self, data: bytes) -> pb.GiveReply:
+        return self._server.work.give(read_control(pb.GiveRequest(), data))
+
+    def take(self, data: bytes) -> pb.TakeReply:
+        return self._server.work.take(read_control(pb.TakeRequest(), data, self._max_bytes)).result()
 
     def status(self, data: bytes) -> pb.StatusReply:
-        read_control(pb.StatusRequest(), data)
-        reply = self._server.work.status()
+        request = read_control(pb.StatusRequest(), data)
+        reply = self._server.work.status(wants_buckets=request.wants_buckets)
         reply.metrics_address = self._server.metrics_address
         if self._server.member is not None:
             reply.pair.CopyFrom(self._server.member.status())
@@ -218,8 +237,18 @@ def _abort(context: Any, error: Exception) -> NoReturn:
         _log.error("a message failed unexpectedly", exc_info=error)
     code, message, name = to_wire(error)
     context.set_trailing_metadata(((METADATA_KEY, name),))
-    context.abort(grpc.StatusCode[code], message[:_MAX_DETAILS])
+    context.abort(grpc.StatusCode[code], _shortened(message))
     raise AssertionError("abort raises")
+
+
+def _shortened(message: str) -> str:
+    """As much of the beginning as a status can carry: bytes that are no visible ASCII take three."""
+    size = 0
+    for place, character in enumerate(message):
+        size += 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode())
+        if size > _MAX_DETAILS_BYTES:
+            return message[:place]
+    return message
 
 
 assert sys.byteorder == "little", "the wire carries raw little-endian arrays"

@@ -8,8 +8,8 @@ With a journal (ps/journal/), what an update changed is given to it before the u
 update is answered when the journal has it.
 
 Single-threaded: ps/work.py owns the thread. The order of work is that of ps/schedule.py; messages that only read are
-its reads, assign and restore want to be alone. A save counts as an update: reads go on, updates wait, so the file is
-one cut.
+its reads, assign and restore want to be alone. A save marks as an update does, so the file is one cut; then it goes on
+beside updates.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
-from ps import checkpoint
+from ps.cut import Saves, Sink
 from ps.errors import JournalError, RequestError, WeirError, WrongEpochError
 from ps.execution import execute, execute_group, is_new
 from ps.holding import Holding
@@ -30,7 +30,7 @@ from ps.journal.filling import Filling
 from ps.journal.journal import Journal
 from ps.journal.recovery import Recovered
 from ps.journal.snapshot import SnapshotWriter
-from ps.record import Record, encode_record
+from ps.record import Record
 from ps.request import CheckedRequest
 from ps.routing import Routing
 from ps.schedule import Job, Mode, Schedule
@@ -38,13 +38,13 @@ from ps.spec import ClusterSpec
 from ps.synchronous import Groups, Place
 from ps.wire import weir_pb2 as pb
 
+T = TypeVar("T")
 SLICE_SECONDS = 0.005
 MAX_CLIENTS = 4096
 MAX_IDLE_SECONDS = 7 * 86_400.0
 _EXPIRE_EVERY_SECONDS = 60.0
 _log = logging.getLogger("weir.shard")
 
-Sink: TypeAlias = Callable[[bytes], bool]  # takes a piece of a file; False: full, offer it again later
 OpenJournal: TypeAlias = Callable[[Holding], Journal]
 Observer: TypeAlias = Callable[[str, float], None]  # kind "pull", "apply" or "other", seconds from arrival to answer
 
@@ -83,6 +83,7 @@ class Shard:
         self._group_steps: deque[tuple[int, int]] = deque(maxlen=64)  # (generation, step) applied last
         if recovered is not None:
             self.adopt(recovered)
+        self._saves = Saves(self._add, self._answer)
         self._running: dict[Place, _Waiting] = {}  # messages of group steps that are being applied
         self._max_clients, self._max_idle_seconds = max_clients, max_idle_seconds
         self._expired_at = clock()
@@ -211,37 +212,22 @@ class Shard:
 
         self._add("alone", work(), lambda result, error: self._answer_update([answer], result, error))
 
-    def save(self, sink: Sink, answer: Future[dict[str, Any]]) -> None:
-        """Give all rows to the sink as the frames of a file (ps/checkpoint.py). `answer`: what the manifest says of
-        it.
+    def save(self, sink: Sink, answer: Future[dict[str, Any]], marked: Future[None] | None = None) -> None:
+        """Give all rows, as they are when this begins, to the sink as the pieces of a file (ps/checkpoint.py). marked:
+        told then. `answer`: what the manifest says of the file.
         """
-
-        def work() -> Generator[None, None, dict[str, Any]]:
-            holding = self._placed()
-            num_records, rows = 0, dict[str, int]()
-            yield from _offer(
-                sink,
-                checkpoint.start_frame(
-                    shard=holding.shard, spec=holding.spec, layouts=holding.layouts(), expired=holding.expired_ids()
-                ),
-            )
-            for record in holding.records():
-                yield from _offer(sink, encode_record(record))
-                num_records += 1
-                rows[record.table] = rows.get(record.table, 0) + len(record.keys)
-            yield from _offer(sink, checkpoint.end_frame(num_records=num_records, rows=rows))
-            return {"rows": rows, "num_owned_buckets": len(holding.owned), "routing_epoch": holding.routing.epoch}
-
-        self._add("update", work(), lambda result, error: self._answer([answer], result, error))
+        self._saves.begin(self._placed, sink, answer, marked)
 
     def restore(self, records: Iterable[Record], expired: dict[str, list[int]], answer: Future[int]) -> None:
         """Drop every row, then load the records of owned buckets. `answer`: how many rows."""
 
         def work() -> Generator[None, None, int]:
             holding = self._placed()
+            holding.least_epoch = holding.routing.epoch
             for waiting in self._groups.clear():
                 self._fail(waiting.answers, WrongEpochError("a restore began while other ranks were missing"))
             self._group_steps.clear()
+            self._saves.cancel("a restore began before all was saved")
             holding.clear()
             num_rows = 0
             for record in records:
@@ -256,6 +242,14 @@ class Shard:
             return num_rows
 
         self._add("alone", work(), lambda result, error: self._answer_update([answer], result, error))
+
+    def run(self, mode: Mode, work: Callable[[Holding], Generator[None, None, T]], answer: Future[T]) -> None:
+        """Run work on what the shard holds. `answer`: its result, once the journal has what it changed."""
+
+        def placed() -> Generator[None, None, T]:
+            return (yield from work(self._placed()))
+
+        self._add(mode, placed(), lambda result, error: self._answer_update([answer], result, error))
 
     # Inside.
 
@@ -272,7 +266,7 @@ class Shard:
         """
         journal = self.journal
         if journal is not None and journal.wants_snapshot:
-            self.write_all(journal, journal.begin_snapshot(), deque(holding.owned.tolist()))
+            self.write_all(journal, journal.begin_snapshot(), deque(holding.held.tolist()))
         for evictor in holding.evictions.values():
             running = evictor.make_room(holding.owned)
             if running is not None:
@@ -318,7 +312,7 @@ class Shard:
                 f"the restored rows could not be written: {snapshot.failed}; free space and restore again"
             )
         if journal.stream is not None:
-            self.write_all(journal, journal.begin_filling(journal.stream), deque(holding.owned.tolist()))
+            self.write_all(journal, journal.begin_filling(journal.stream), deque(holding.held.tolist()))
 
     def _add(
         self, mode: Mode, running: Generator[None, None, Any], finished: Callable[[Any, Exception | None], None]
@@ -391,9 +385,3 @@ def _logged(running: Generator[None, None, Any], journal: Journal, *, each_slice
     if error is not None:
         raise error
     return result
-
-
-def _offer(sink: Sink, piece: bytes) -> Generator[None, None, None]:
-    while not sink(piece):
-        yield
-    yield

@@ -17,13 +17,15 @@ from ps.errors import METADATA_KEY, NotAllowedError, RequestError, UnavailableEr
 from ps.security import SecurityOptions, client_identity, read_token, token_metadata
 from ps.wire import weir_pb2 as pb
 
-Method: TypeAlias = Literal["Execute", "Assign", "Save", "Restore", "Status", "Pair", "Replicate"]
+Method: TypeAlias = Literal["Execute", "Assign", "Save", "Restore", "Status", "Give", "Take", "Pair", "Replicate"]
 REPLIES: Mapping[Method, Any] = {
     "Execute": pb.Reply,
     "Assign": pb.AssignReply,
     "Save": pb.SaveReply,
     "Restore": pb.RestoreReply,
     "Status": pb.StatusReply,
+    "Give": pb.GiveReply,
+    "Take": pb.TakeReply,
     "Pair": pb.PairReply,
     "Replicate": pb.ReplicateReply,
 }
@@ -43,6 +45,9 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
 
 # In what gRPC says of a TLS handshake that no second try would mend.
 _HANDSHAKE_SIGNS = ("certificate", "verification check failed", "wrong_version_number")
+
+
+TAKE_SECONDS = 60.0
 
 
 class TimedOutError(UnavailableError):
@@ -135,11 +140,15 @@ class Host(Protocol):
 
     def assign(self, request: pb.AssignRequest) -> Future[pb.AssignReply]: ...
 
-    def save(self, directory: str) -> pb.SaveReply: ...
+    def save(self, directory: str, cut: int, *, begin: bool) -> pb.SaveReply: ...
 
-    def restore(self, directory: str) -> pb.RestoreReply: ...
+    def restore(self, directory: str, mapping: bytes, event_time: int) -> pb.RestoreReply: ...
 
-    def status(self) -> pb.StatusReply: ...
+    def status(self, *, wants_buckets: bool = False) -> pb.StatusReply: ...
+
+    def give(self, request: pb.GiveRequest) -> pb.GiveReply: ...
+
+    def take(self, request: pb.TakeRequest) -> Future[pb.TakeReply]: ...
 
 
 class InProcessTransport:
@@ -178,10 +187,19 @@ class InProcessTransport:
         if method == "Assign":
             return host.assign(message)
         if method == "Save":
-            return self._blocking.submit(host.save, message.directory)
+            return self._blocking.submit(host.save, message.directory, message.cut, begin=message.begin)
         if method == "Restore":
-            return self._blocking.submit(host.restore, message.directory)
-        return self._blocking.submit(host.status)
+            return self._blocking.submit(host.restore, message.directory, message.mapping, message.event_time)
+        if method == "Give":
+            return self._blocking.submit(host.give, message)
+        if method == "Take":
+            return host.take(message)
+        return self._blocking.submit(host.status, wants_buckets=message.wants_buckets)
+
+
+def send_part(transport: Transport, address: str, part: pb.TakeRequest) -> Future[pb.TakeReply]:
+    """A part of moving buckets, to the shard that takes them."""
+    return transport.send(address, "Take", part, TAKE_SECONDS)
 
 
 def _copy(answer: Future[Any], done: Future[Any]) -> None:

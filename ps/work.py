@@ -12,25 +12,32 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgpack
+import numpy as np
 from pydantic import ValidationError
 
 from ps import checkpoint
 from ps.errors import CheckpointError, JournalError, OverloadedError, RequestError, UnavailableError, WrongEpochError
+from ps.giving import give, read_buckets
 from ps.holding import Holding
 from ps.journal.journal import Journal
 from ps.journal.lock import Lock
 from ps.journal.recovery import recover, remove_journal
 from ps.journal.role import read_role, remove_role
+from ps.mapping import decode_mapping
 from ps.memory_limits import Threshold, check_limits, shards_beside, thresholds_here
-from ps.record import Record, layout_digest
+from ps.moving import take
+from ps.pipe import Pipe
+from ps.psfunc import BucketNumbers
 from ps.request import check_request
+from ps.restoring import Restoration
 from ps.routing import Routing
+from ps.schedule import Mode
 from ps.security import Limits
 from ps.shard import Observer, Shard
 from ps.shared_memory import Mappings
@@ -39,8 +46,8 @@ from ps.wire import weir_pb2 as pb
 
 DEFAULT_CAPACITY = 256
 _MAX_BUFFERED_PIECES = 16  # of a file being saved; each is at most 4096 rows
-_WRITER_PAUSE_SECONDS = 0.001
 T = TypeVar("T")
+SendPart: TypeAlias = Callable[[str, pb.TakeRequest], Future[Any]]
 _log = logging.getLogger("weir.work")
 
 
@@ -48,7 +55,8 @@ class WorkThread:
     """Starts the thread of a shard. capacity: messages that may wait before OverloadedError. thresholds: below which
     the tables' memory limits must lie.
 
-    Those that wait for other ranks of a synchronous group do not count.
+    send: how parts of buckets reach the shard at an address. Those that wait for other ranks of a synchronous group do
+    not count.
     """
 
     def __init__(
@@ -57,17 +65,20 @@ class WorkThread:
         capacity: int = DEFAULT_CAPACITY,
         thresholds: Callable[[], Sequence[Threshold]] = thresholds_here,
         limits: Limits | None = None,
+        send: SendPart | None = None,
     ) -> None:
         self.shard = shard
         self.capacity = capacity
         self.num_overloaded = 0
         self._thresholds = thresholds
         self._limits = limits or Limits()
+        self._send = send
         self._mappings = Mappings()
         self._started = time.monotonic()
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closed = False
         self._lock = threading.Lock()
+        self._begun: tuple[int, Future[pb.SaveReply]] | None = None  # number of the latest save that was begun
         self._saving = threading.Lock()  # two files at once would share one temporary name
         self._open: set[Future[Any]] = set()
         self._thread = threading.Thread(target=self._run, name="weir-work", daemon=True)
@@ -118,56 +129,108 @@ class WorkThread:
             check_limits(spec, shards_beside(routing.addresses, request.shard), self._thresholds())
         return self._submit(lambda answer: self.shard.assign(spec, routing, request.shard, answer))
 
-    def save(self, directory: str) -> pb.SaveReply:
-        """Write a file of all rows under `directory`, on the caller's thread. Raises CheckpointError."""
+    def save(self, directory: str, cut: int = 0, *, begin: bool = False) -> pb.SaveReply:
+        """Write a file of all rows, as they are at one instant, under `directory`, on the caller's thread. Raises
+        CheckpointError.
+
+        begin: return once the instant is marked, and write on a thread of its own; the same call without `begin` then
+        waits for the end. cut: number of the save, which tells both together. One that is never fetched is forgotten
+        when the next one begins.
+        """
+        folder = _absolute(directory)
+        if not cut:
+            return self._save(folder, Future())
+        if not begin:
+            number, pending = self._begun or (0, None)
+            if number != cut or pending is None:
+                raise CheckpointError("this shard was started anew since the save began, or began another; save again")
+            return pending.result()
+        marked: Future[None] = Future()
+        saved: Future[pb.SaveReply] = Future()
+
+        def work() -> None:
+            try:
+                saved.set_result(self._save(folder, marked))
+            except BaseException as error:
+                saved.set_exception(error)
+
+        threading.Thread(target=work, name="weir-save", daemon=True).start()
+        either: list[Future[Any]] = [marked, saved]
+        wait(either, return_when=FIRST_COMPLETED)
+        if not marked.done():
+            return saved.result()  # raises: it failed before the mark
+        self._begun = (cut, saved)
+        return pb.SaveReply()
+
+    def _save(self, folder: Path, marked: Future[None]) -> pb.SaveReply:
         with self._saving:
-            return self._save(_absolute(directory))
+            holding = self._placed()
+            pipe = Pipe(_MAX_BUFFERED_PIECES, self._inbox.put)
 
-    def _save(self, folder: Path) -> pb.SaveReply:
-        holding = self._placed()
-        pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        writing = threading.Event()
-        writing.set()
+            def arriving() -> Iterator[bytes]:
+                yield from pipe
+                done.result()
 
-        def sink(piece: bytes) -> bool:
-            if not writing.is_set():
-                raise CheckpointError("the file could not be written")
-            if pieces.qsize() >= _MAX_BUFFERED_PIECES:
-                time.sleep(_WRITER_PAUSE_SECONDS)  # the disk is slower than the rows come
-                return False
-            pieces.put(piece)
-            return True
+            done: Future[dict[str, Any]] = self._submit(lambda answer: self.shard.save(pipe, answer, marked))
+            done.add_done_callback(lambda _: pipe.end())
+            try:
+                part = checkpoint.write_part(folder, holding.shard, holding.routing.num_shards, arriving())
+            finally:
+                pipe.stop()
+            return pb.SaveReply(manifest=msgpack.packb({**part, **done.result()}))
 
-        def arriving() -> Iterator[bytes]:
-            while (piece := pieces.get()) is not None:
-                yield piece
-            done.result()
-
-        done: Future[dict[str, Any]] = self._submit(lambda answer: self.shard.save(sink, answer))
-        done.add_done_callback(lambda _: pieces.put(None))
-        try:
-            part = checkpoint.write_part(folder, holding.shard, holding.routing.num_shards, arriving())
-        finally:
-            writing.clear()
-        return pb.SaveReply(manifest=msgpack.packb({**part, **done.result()}))
-
-    def restore(self, directory: str) -> pb.RestoreReply:
-        """Check the files under `directory` on the caller's thread, then load them. Damaged ones change nothing."""
+    def restore(self, directory: str, mapping: bytes = b"", event_time: int = 0) -> pb.RestoreReply:
+        """Check the files under `directory` on the caller's thread, then load them. Damaged ones, and those that do not
+        fit, change nothing. mapping: encode_mapping of ps/mapping.py. event_time: as Converter has it.
+        """
         holding = self._placed()
         manifest = checkpoint.read_manifest(_absolute(directory))
-        expired = check_fits(manifest, holding)
-        for _ in _wanted_records(manifest, holding):
+        found = Restoration(manifest, holding.spec, decode_mapping(mapping), event_time=event_time)
+        owns = np.isin(np.arange(holding.spec.num_buckets), holding.owned)
+        for _ in found.records(owns, convert=False):
             pass  # reading checks every byte of what will be loaded
-        records = _wanted_records(manifest, holding)
-        loaded: Future[int] = self._submit(lambda answer: self.shard.restore(records, expired, answer))
+        records = found.records(owns)
+        loaded: Future[int] = self._submit(lambda answer: self.shard.restore(records, found.expired, answer))
         return pb.RestoreReply(num_rows=loaded.result())
 
-    def run(self, event: Callable[[Future[T]], None]) -> Future[T]:
+    def submit(self, event: Callable[[Future[T]], None]) -> Future[T]:
         """Run what resolves the future on the thread of work. Raises UnavailableError once it was closed."""
         return self._submit(event)
 
-    def status(self) -> pb.StatusReply:
-        """What a shard is and holds, at once."""
+    def run(self, mode: Mode, work: Callable[[Holding], Generator[None, None, T]]) -> Future[T]:
+        """Enqueue work on what the shard holds."""
+        return self._submit(lambda answer: self.shard.run(mode, work, answer))
+
+    def give(self, request: pb.GiveRequest) -> pb.GiveReply:
+        """Give buckets to another shard, on the caller's thread. Raises what either shard meets."""
+        holding, buckets = self._placed(), self._checked_buckets(request.buckets)
+        if self._send is None:
+            raise RequestError("this shard was started without a way to others")
+        if request.routing_epoch != holding.routing.epoch:
+            raise WrongEpochError(f"routing epoch {request.routing_epoch}, this shard is at {holding.routing.epoch}")
+        send, address = self._send, request.address
+        return give(self, buckets, lambda part: send(address, part), request.routing_epoch)
+
+    def take(self, request: pb.TakeRequest) -> Future[pb.TakeReply]:
+        """Take a part of what another shard gives."""
+        buckets, epoch = self._checked_buckets(request.buckets), request.routing_epoch
+
+        def work(holding: Holding) -> Generator[None, None, pb.TakeReply]:
+            if epoch != holding.routing.epoch:
+                raise WrongEpochError(f"a part of routing epoch {epoch}, this shard is at {holding.routing.epoch}")
+            yield from take(holding, buckets, request.frames, request.windows, now=time.monotonic())
+            return pb.TakeReply()
+
+        return self.run("update", work)
+
+    def _checked_buckets(self, data: bytes) -> BucketNumbers:
+        buckets = read_buckets(data)
+        if len(buckets) and not (int(buckets.min()) >= 0 and int(buckets.max()) < self._placed().spec.num_buckets):
+            raise RequestError(f"buckets {buckets.tolist()[:8]}: there are {self._placed().spec.num_buckets}")
+        return np.unique(buckets)
+
+    def status(self, *, wants_buckets: bool = False) -> pb.StatusReply:
+        """What a shard is and holds, at once. wants_buckets: rows by bucket, too."""
         holding, reply = self.shard.holding, pb.StatusReply()
         reply.queue_depth = self.queue_depth
         reply.uptime_seconds = time.monotonic() - self._started
@@ -187,6 +250,9 @@ class WorkThread:
                 for name, table in holding.tables.items()
             }
             reply.tables = msgpack.packb(tables)
+            if wants_buckets:
+                rows = sum(table.rows_per_bucket for table in holding.tables.values())
+                reply.bucket_rows = np.asarray(rows, "<i8").tobytes()
         return reply
 
     def close(self) -> None:
@@ -274,51 +340,10 @@ def open_shard(
 def _absolute(directory: str) -> Path:
     """A shard's working folder is not the client's."""
     path = Path(directory)
+    if "\0" in directory:
+        raise RequestError(f"checkpoint folder {directory!r} has a zero byte in its name")
     if not path.is_absolute():
         raise RequestError(
             f"checkpoint folder {directory!r} is relative; give the path that all shards see, from the root"
         )
     return path
-
-
-def check_fits(manifest: checkpoint.Manifest, holding: Holding) -> dict[str, list[int]]:
-    """Raise CheckpointError unless the checkpoint's rows can stand in these tables. Returns the expired clients of
-    all files.
-    """
-    expected = {name: layout_digest(text) for name, text in holding.layouts().items()}
-    expired: dict[str, list[int]] = {}
-    for part in manifest.parts:
-        path = manifest.directory / part["file"]
-        with checkpoint.open_part(path) as opened:
-            start = opened.start
-        for what, here in (("num_buckets", holding.spec.num_buckets), ("seed", holding.spec.seed)):
-            if start.get(what) != here:
-                raise CheckpointError(
-                    f"{path} was written with {what} {start.get(what)}, this cluster has {here}; "
-                    f"start the cluster with {what} {start.get(what)}"
-                )
-        layouts = start["layouts"]
-        if set(layouts) != set(expected):
-            raise CheckpointError(
-                f"{path} holds tables {', '.join(sorted(layouts))}; this cluster has {', '.join(sorted(expected))}; "
-                "use the configuration that wrote it"
-            )
-        for table, text in layouts.items():
-            if layout_digest(text) != expected[table]:
-                raise CheckpointError(
-                    f"{path}: rows of table {table!r} have layout {text}, this cluster has "
-                    f"{holding.tables[table].image_layout()}; use the configuration that wrote it"
-                )
-        for table, ids in start.get("expired", {}).items():
-            expired[table] = [*expired.get(table, []), *ids]
-    return expired
-
-
-def _wanted_records(manifest: checkpoint.Manifest, holding: Holding) -> Iterator[Record]:
-    def wanted(table: str, bucket: int) -> bool:
-        return table in holding.tables and bucket < holding.spec.num_buckets and holding.owns(bucket)
-
-    for part in manifest.parts:
-        path = Path(manifest.directory) / part["file"]
-        with checkpoint.open_part(path, wanted) as opened:
-            yield from opened.records

@@ -25,26 +25,31 @@ LEVELS = [
     },
     {"kernels": ["ps.storage.kernels"]},
     {"keys": ["ps.keys", "ps.memory_limits", "ps.routing", "ps.thresholds", "ps.wire"]},
-    {"transport": ["ps.transport"]},
     {"storage": ["ps.storage"], "shared memory": ["ps.shared_memory", "ps.envelope"]},
-    {"psfuncs": ["ps.psfunc", "ps.psfuncs", "ps.record", "ps.checkpoint", "ps.options"]},
+    {
+        "psfuncs": [
+            "ps.psfunc", "ps.psfuncs", "ps.record", "ps.checkpoint", "ps.conversion", "ps.mapping", "ps.options",
+            "ps.restoring",
+        ]
+    },
+    {"transport": ["ps.transport"]},
     {
         "shard": [
-            "ps.applied", "ps.execution", "ps.holding", "ps.journal", "ps.request", "ps.schedule", "ps.shard",
-            "ps.synchronous",
+            "ps.applied", "ps.cut", "ps.execution", "ps.giving", "ps.holding", "ps.journal", "ps.moving", "ps.pipe",
+            "ps.request", "ps.schedule", "ps.shard", "ps.synchronous",
         ]
     },
     {"server": ["ps.member", "ps.metrics", "ps.process", "ps.server", "ps.work"]},
     {
         "client": [
-            "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.messages", "ps.pusher", "ps.rounds",
-            "ps.sending", "ps.tally", "ps.unsettled",
+            "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.messages", "ps.pusher", "ps.resharding",
+            "ps.rounds", "ps.saving", "ps.sending", "ps.tally", "ps.unsettled",
         ]
     },
     {
         "shells": [
             "ps", "ps.actor", "ps.coordinator", "ps.coordinator_metrics", "ps.pairing", "ps.pairs", "ps.placement",
-            "ps.ray_directory", "ps.session",
+            "ps.ray_actors", "ps.ray_directory", "ps.ray_resharding", "ps.session", "ps.shard_process",
         ]
     },
     {"config": ["workers.config", "workers.metrics"]},
@@ -64,7 +69,14 @@ LIBRARIES = {
     "numba": ["ps.storage.kernels"],
     "llvmlite": ["ps.storage.kernels"],
     "grpc": ["ps.server", "ps.transport"],
-    "ray": ["ps.actor", "ps.ray_directory", "ps.session", "workers.training.group"],
+    "ray": [
+        "ps.actor",
+        "ps.ray_actors",
+        "ps.ray_directory",
+        "ps.ray_resharding",
+        "ps.session",
+        "workers.training.group",
+    ],
     "torch": ["workers.models", "workers.training"],
 }
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from ps.errors import RequestError, WeirError
+from ps.resharding import Move
 from workers.config import load_config
 from workers.text import as_yaml
 from workers.training.runs import InterruptedRunError
@@ -130,11 +131,39 @@ def up(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -
 
 @app.command()
 def down(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Stop the recipe's long-lived cluster. Its rows are gone: save a checkpoint first."""
+    """Stop the recipe's long-lived cluster. Rows are gone, unless it keeps journals: `weir up` goes on with these."""
     from workers.training.cluster import down as run
 
     with _answering(as_json) as answer:
         answer(run(load_config(config, overrides or [])))
+
+
+@app.command()
+def reshard(
+    config: ConfigPath,
+    shards: Annotated[int | None, typer.Option(min=1, help="How many shards; default: as many as there are.")] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Move rows of the running cluster so that this many shards have equal parts. Training goes on meanwhile."""
+    from workers.training.cluster import reshard as run
+
+    def report(move: Move) -> None:
+        what = f"{len(move.buckets)} buckets, {move.num_rows} rows, from shard {move.source} to {move.target}"
+        print(f"{what}: {move.seconds:.2f} s, held {1000 * move.held_seconds:.0f} ms", file=sys.stderr)
+
+    with _answering(as_json) as answer:
+        answer(run(load_config(config, overrides or []), shards, report))
+
+
+@app.command()
+def restart(config: ConfigPath, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Start the shards of the running cluster anew, one after another; it must keep journals. Training goes on."""
+    from workers.training.cluster import restart as run
+
+    with _answering(as_json) as answer:
+        recipe = load_config(config, overrides or [])
+        answer(run(recipe, lambda shard: print(f"shard {shard} is back", file=sys.stderr)))
 
 
 @app.command()

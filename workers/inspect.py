@@ -81,8 +81,13 @@ def _row(path: Path, key: str) -> dict[str, Any]:
 def _config(path: Path) -> Config | None:
     """The config of the run that the checkpoint belongs to."""
     for folder in (path, *path.absolute().parents):
-        if (folder / CONFIG_FILE).is_file():
-            return Config.model_validate(json.loads((folder / CONFIG_FILE).read_text()))
+        path = folder / CONFIG_FILE
+        if path.is_file():
+            try:
+                return Config.model_validate(json.loads(path.read_text()))
+            except (OSError, ValueError, RecursionError) as error:
+                said = " ".join(str(error).split())[:300]
+                raise RequestError(f"{path}: the run's configuration cannot be read: {said}") from error
     return None
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ps.journal.frames import NO_KEYS, NO_ROWS, NOTHING_GATHERED, Buffer, RowsFrame, encode_commit, encode_rows
+from ps.keys import bucket_of
 from ps.record import layout_digest
 from ps.storage.reading import images_of
 from ps.storage.table import Table
@@ -30,41 +31,59 @@ class _Event(NamedTuple):
 
 
 class _Watcher:
-    """ps.storage.watching.Watcher of one table."""
+    """ps.storage.watching.Watcher of one table. only: bool [num_buckets], those that it sees the rows of; None: all,
+    and what their keys gather.
+    """
 
-    def __init__(self, table: str, events: list[_Event]) -> None:
-        self._table, self._events = table, events
+    def __init__(self, table: str, events: list[_Event], only: NDArray[np.bool_] | None) -> None:
+        self._table, self._events, self._only = table, events, only
 
     def changing(self, keys: Keys) -> None:
-        if len(keys):
+        if len(keys := self._seen(keys)):
             self._events.append(_Event(self._table, changed=keys))
 
     def removing(self, keys: Keys) -> None:
-        if len(keys):
+        if len(keys := self._seen(keys)):
             self._events.append(_Event(self._table, removed=keys))
 
     def dropping(self, bucket: int) -> None:
-        self._events.append(_Event(self._table, dropped=(bucket,)))
+        if self._only is None or self._only[bucket]:
+            self._events.append(_Event(self._table, dropped=(bucket,)))
 
     def gathering(self, keys: Keys, amounts: Floats) -> None:
-        if len(keys):
+        if len(keys) and self._only is None:
             self._events.append(_Event(self._table, gathered=(keys, amounts)))
+
+    def _seen(self, keys: Keys) -> Keys:
+        return keys if self._only is None else keys[self._only[bucket_of(keys, len(self._only))]]
 
 
 class Changes:
     """Since the last commit. Rows are read when the frames are made: a row that changed twice is written as it is."""
 
-    def __init__(self, tables: Mapping[str, Table]) -> None:
+    def __init__(self, tables: Mapping[str, Table], only: NDArray[np.bool_] | None = None) -> None:
+        """only: bool [num_buckets], whose rows it is about; default: all, and what their keys gather."""
         self._tables = tables
         self._layouts = {name: layout_digest(table.image_layout()) for name, table in tables.items()}
         self._events: list[_Event] = []
         self._header: dict[str, Any] = {}
+        self._watchers = {name: _Watcher(name, self._events, only) for name in tables}
         for name, table in tables.items():
-            table.watchers.add(_Watcher(name, self._events))
+            table.watchers.add(self._watchers[name])
 
     @property
     def is_empty(self) -> bool:
         return not self._events and not self._header
+
+    @property
+    def num_keys(self) -> int:
+        """Keys that the frames are going to hold."""
+        return sum(len(event.changed) + len(event.removed) for event in self._events)
+
+    def close(self) -> None:
+        """Watch no more."""
+        for name, table in self._tables.items():
+            table.watchers.remove(self._watchers[name])
 
     def mark(self, table: str, identities: Sequence[tuple[int, int]], buckets: NDArray[np.int64]) -> None:
         """These updates (client, sequence) are remembered as applied to buckets of a table."""
@@ -87,12 +106,17 @@ class Changes:
 
         Nothing may change the tables before the last one.
         """
-        events, header = list(self._events), self._header
-        self.forget()
-        for event in events:
-            for pieces in self._rows(number, event):
-                yield pieces, False
+        header, self._header = self._header, {}
+        for pieces in self.rows(number):
+            yield pieces, False
         yield [encode_commit(number, header)], True
+
+    def rows(self, number: int) -> Iterator[list[Buffer]]:
+        """The frames of rows alone."""
+        events = list(self._events)
+        self._events.clear()
+        for event in events:
+            yield from self._rows(number, event)
 
     def _rows(self, number: int, event: _Event) -> Iterator[list[Buffer]]:
         table, name = self._tables[event.table], event.table

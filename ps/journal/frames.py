@@ -1,7 +1,8 @@
 """What stands in a journal, as bytes. One writer, one reader.
 
     segment := magic start frame*              magic := "WEIRJRNL"
-    start   := frame {version, kind "start", epoch, shard, first, after, spec, routing, groups}   no body
+    start   := frame {version, kind "start", epoch, shard, first, after, spec,
+               routing, groups, leaving, arriving}                                         no body
     rows    := frame {version, kind "rows", number, table, layout, full, early, removed, gathered, dropped} body crc
     commit  := frame {version, kind "commit", number, ...}                                 no body
     body    := keys images  keys images  keys  keys amounts
@@ -15,7 +16,9 @@ Numbers rise by one. The commit says what is remembered as applied:
 
     marks    [[table, [[client, sequence]...], buckets (i32 little-endian)]...]
     group    [generation, step] of a synchronous group        expired  {table: [client]} that are refused from now on
-    routing  [epoch, owners (i32), [address...], shard]       the place that the shard has from now on
+    routing  [epoch, owners (i32), [address...], shard, least epoch]   the place that the shard has from now on
+    leaving, arriving  [bucket...]  that are given away, or come (ps/moving.py)
+    windows  what came beside rows: msgpack {windows [[table, bucket, applied, gathered]...], expired {table: [client]}}
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -169,7 +170,9 @@ class Journal:
 
     def begin_snapshot(self, done: Callable[[bool], None] = lambda succeeded: None) -> SnapshotWriter:
         """done: told on another thread whether it succeeded."""
+        has_begun = threading.Event()
         self._writer.begin_segment(self.next_number, self._start())
+        self._writer.after(has_begun.set)
         self._snapshot_from = self._writer.num_bytes + self._writer.backlog_bytes
 
         def told(num_bytes: int) -> None:
@@ -179,7 +182,7 @@ class Journal:
             done(num_bytes > 0)
 
         segment = SegmentName(self._writer.segment.epoch, self.next_number)
-        self.snapshot = SnapshotWriter(self.folder, self._holding, segment, done=told)
+        self.snapshot = SnapshotWriter(self.folder, self._holding, segment, has_begun, done=told)
         return self.snapshot
 
     def close(self, *, lets_go: bool = True) -> None:
@@ -195,9 +198,13 @@ class Journal:
         """What a segment's start says of the shard."""
         groups = [list(place) for place in self.group_steps]
         spec = self._holding.spec.model_dump_json()
-        return {"shard": self._holding.shard, "spec": spec, "routing": self._place(), "groups": groups}
+        moving = {
+            "leaving": np.flatnonzero(self._holding.is_leaving).tolist(),
+            "arriving": np.flatnonzero(self._holding.is_arriving).tolist(),
+        }
+        return {"shard": self._holding.shard, "spec": spec, "routing": self._place(), "groups": groups, **moving}
 
     def _place(self) -> list[Any]:
         routing = self._holding.routing
         owners = np.ascontiguousarray(routing.owners, "<i4").tobytes()
-        return [routing.epoch, owners, list(routing.addresses), self._holding.shard]
+        return [routing.epoch, owners, list(routing.addresses), self._holding.shard, self._holding.least_epoch]

@@ -13,6 +13,7 @@ from ps.errors import JournalError
 from ps.holding import Holding
 from ps.journal.frames import RowsFrame
 from ps.keys import bucket_of
+from ps.moving import load_windows
 from ps.record import Record, layout_digest
 from ps.routing import Routing
 
@@ -34,7 +35,8 @@ class Replay:
         """Take over what the start of a segment says. Raises JournalError naming the place, as all that follow."""
         self.group_steps = [(int(generation), int(step)) for generation, step in start.get("groups", ())]
         self.next_number = int(start["first"])
-        self._move(start["routing"], place)
+        self._move(start["routing"], place, 0)
+        self._moving(start)
 
     def load(self, record: Record, place: object) -> None:
         """Rows of a bucket as they are, and what it has had."""
@@ -78,18 +80,36 @@ class Replay:
                 generation, step = header["group"]
                 self.group_steps.append((int(generation), int(step)))
             if "routing" in header:
-                self._move(header["routing"], place)
+                self._move(header["routing"], place, number)
+            self._moving(header)
+            if "windows" in header:
+                is_new = [number >= position for position in self.positions.tolist()]
+                load_windows(holding, header["windows"], now=self.now, wanted=is_new.__getitem__)
         except (TypeError, ValueError, KeyError, IndexError) as error:
             raise JournalError(f"{place}: update {number} cannot be read: {error}") from error
+
+    def _moving(self, header: dict[str, Any]) -> None:
+        """Buckets that are given away, or come, as a start or a commit says."""
+        for name, mask in (("leaving", self.holding.is_leaving), ("arriving", self.holding.is_arriving)):
+            if name in header:
+                mask[np.array(header[name], np.int64)] = True
 
     def _is_new(self, keys: NDArray[np.uint64], number: int) -> NDArray[np.bool_]:
         """bool [n]: keys of buckets that do not have the update of this number yet."""
         new: NDArray[np.bool_] = self.positions[bucket_of(keys, len(self.positions))] <= number
         return new
 
-    def _move(self, routing: Any, place: object) -> None:
+    def _move(self, routing: Any, source: object, number: int) -> None:
+        """Rows of buckets that went with it are named by frames of their own."""
+        held = self.holding.held
         try:
-            epoch, owners, addresses, shard = routing
-            self.holding.move(Routing(epoch, np.frombuffer(owners, "<i4").astype(np.int32), tuple(addresses)), shard)
+            epoch, owners, addresses, shard, least_epoch = routing
+            place = Routing(epoch, np.frombuffer(owners, "<i4").astype(np.int32), tuple(addresses))
+            self.holding.move(place, shard, drops=False)
+            self.holding.least_epoch = least_epoch
         except (TypeError, ValueError) as error:
-            raise JournalError(f"{place}: a routing cannot be read: {error}") from error
+            raise JournalError(f"{source}: a routing cannot be read: {error}") from error
+        for bucket in np.setdiff1d(held, self.holding.held).tolist():
+            if self.positions[bucket] <= number:
+                for applied in self.holding.applied.values():
+                    applied.drop_bucket(bucket)

@@ -33,6 +33,7 @@ POINTER = "SNAPSHOT.json"
 _NAME = re.compile(r"snapshot-\d{8}-\d{12}\.weir")
 _MAX_PIECES = 16  # that wait for the disk; each is at most 4096 rows
 _PAUSE_SECONDS = 0.001
+_LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,21 @@ class SnapshotWriter:
     A thread of its own writes. Where the disk fails the snapshot is given up; the journal then simply stays longer.
     """
 
-    def __init__(self, folder: Path, holding: Holding, segment: SegmentName, *, done: Callable[[int], None]) -> None:
-        """done: told of the snapshot's bytes once it counts, 0 where it was given up; on the thread that writes."""
+    def __init__(
+        self,
+        folder: Path,
+        holding: Holding,
+        segment: SegmentName,
+        has_begun: threading.Event,
+        *,
+        done: Callable[[int], None],
+    ) -> None:
+        """has_begun: set once the segment is there; the snapshot does not count before. done: told of the snapshot's
+        bytes once it counts, 0 where it was given up; on the thread that writes.
+        """
         self.failed = ""
         self._folder, self._holding, self._segment, self._told = folder, holding, segment, done
+        self._has_begun = has_begun
         self._positions = [0] * holding.spec.num_buckets
         self._num_records, self._rows = 0, dict[str, int]()
         self._pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -109,6 +121,8 @@ class SnapshotWriter:
                     num_bytes += len(piece)
                 file.flush()
                 os.fsync(file.fileno())
+            while not self._given_up and not self._has_begun.wait(_LOOK_SECONDS):
+                pass
             if self._given_up:
                 temporary.unlink()
                 num_bytes = 0
@@ -152,7 +166,7 @@ def read_pointer(folder: Path) -> Pointer | None:
         return Pointer(str(body["file"]), int(body["bytes"]), SegmentName(epoch, first), list(body["positions"]))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise JournalError(f"{path} cannot be read: {error}; restore a checkpoint") from error
 
 

@@ -165,7 +165,7 @@ class Standby:
         yield from holding.warm_up()
         self._replay = Replay(holding, now=self._clock())
         self._replay.begin(header, _PLACE)
-        self._replay.positions[holding.owned] = _NOT_YET
+        self._replay.positions[holding.held] = _NOT_YET
         for table, ids in header["expired"].items():
             holding.applied[table].load_expired(ids)
         self.journal = Journal(

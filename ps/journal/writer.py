@@ -200,6 +200,8 @@ class Writer:
                 continue
             if not self._write_group(begun):
                 return False
+            if item.first is not None and self._options.fsync != "never" and not self._sync():
+                return False
             if not (item.in_turn() if item.in_turn else self._until_done(partial(self._go_on, item))):
                 return False
             self._done([item])
@@ -223,7 +225,8 @@ class Writer:
         whole = next((place for place in reversed(range(len(items))) if items[place].ends_update), None)
         if whole is not None:  # a group may end inside an update
             self._end = self._offset - sum(len(piece) for each in framed[whole + 1 :] for piece in each)
-            self._acknowledged.write(self._name, self._end)
+            if not self._until_done(partial(self._acknowledged.write, self._name, self._end)):
+                return False
         if ticket and self.stream is not None and not self.stream.wait(ticket) and self.refusal is None:
             return False
         self._done(items)
@@ -296,8 +299,6 @@ class Writer:
         name = SegmentName(self._name.epoch, item.first)
         if name == self._name:
             return  # nothing was written to it yet
-        if self._options.fsync != "never":
-            os.fdatasync(self._file)
         old = self._file
         self._begin(name, (str(self._name), self._end))
         os.close(old)

@@ -90,7 +90,15 @@ class Admission:
 
     def save(self, bucket: int) -> bytes:
         """What a bucket's keys have gathered; empty for nothing."""
-        return zlib.compress(self._sketch[bucket].astype("<u2").tobytes(), 1) if self._used[bucket] else b""
+        return self.packed(self._sketch[bucket] if self._used[bucket] else self._sketch[bucket, :0])
+
+    def gathered(self, bucket: int) -> NDArray[np.uint16]:
+        """A copy of what a bucket's keys have gathered, empty for nothing; quicker than to save it."""
+        return self._sketch[bucket].copy() if self._used[bucket] else self._sketch[bucket, :0].copy()
+
+    def packed(self, gathered: NDArray[np.uint16]) -> bytes:
+        """What `save` gives of it."""
+        return zlib.compress(gathered.astype("<u2").tobytes(), 1) if len(gathered) else b""
 
     def load(self, bucket: int, data: bytes) -> None:
         """The reverse of `save`. A sketch of another size, or of a table that has none now, is forgotten: keys gather

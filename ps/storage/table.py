@@ -103,6 +103,11 @@ class Table:
         """The same of a row without its late segments; None where there are none."""
         return self._layout.kinds[EARLY].row_bytes if self._layout.has_late else None
 
+    @property
+    def image_bytes(self) -> int:
+        """Of the image of a full row."""
+        return 4 * self._layout.image_words
+
     def image_layout(self) -> str:
         """Canonical text of the row layout: images of tables with equal text are interchangeable."""
         return self._layout.text()
@@ -319,6 +324,7 @@ class Table:
             addresses = self._locate(keys)[0]
         elif len(absent):
             self.new_rows.reserve(keys[absent])
+            addresses = self._locate(keys)[0]  # the first rows of a bucket move when it gets more room
         addresses[absent] = self.new_rows.append(keys[absent], kind)
         words = np.ascontiguousarray(images).view(np.uint32)
         write_images(self.arena.words, addresses, words, self._layout.early_words)

@@ -30,10 +30,10 @@ def read_request(data: bytes) -> pb.Request:
     return request
 
 
-def read_control(message: M, data: bytes) -> M:
+def read_control(message: M, data: bytes, limit: int = MAX_CONTROL_BYTES) -> M:
     """The bytes as the given empty message. Raises RequestError."""
-    if len(data) > MAX_CONTROL_BYTES:
-        raise RequestError(f"a control message of {len(data)} bytes; the limit is {MAX_CONTROL_BYTES}")
+    if len(data) > limit:
+        raise RequestError(f"a control message of {len(data)} bytes; the limit is {limit}")
     return _parse(message, data)
 
 

@@ -155,10 +155,14 @@ class Routing(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., owners: _Optional[bytes] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SaveRequest(_message.Message):
-    __slots__ = ("directory",)
+    __slots__ = ("directory", "cut", "begin")
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
     directory: str
-    def __init__(self, directory: _Optional[str] = ...) -> None: ...
+    cut: int
+    begin: bool
+    def __init__(self, directory: _Optional[str] = ..., cut: _Optional[int] = ..., begin: _Optional[bool] = ...) -> None: ...
 
 class SaveReply(_message.Message):
     __slots__ = ("manifest",)
@@ -167,10 +171,14 @@ class SaveReply(_message.Message):
     def __init__(self, manifest: _Optional[bytes] = ...) -> None: ...
 
 class RestoreRequest(_message.Message):
-    __slots__ = ("directory",)
+    __slots__ = ("directory", "mapping", "event_time")
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    MAPPING_FIELD_NUMBER: _ClassVar[int]
+    EVENT_TIME_FIELD_NUMBER: _ClassVar[int]
     directory: str
-    def __init__(self, directory: _Optional[str] = ...) -> None: ...
+    mapping: bytes
+    event_time: int
+    def __init__(self, directory: _Optional[str] = ..., mapping: _Optional[bytes] = ..., event_time: _Optional[int] = ...) -> None: ...
 
 class RestoreReply(_message.Message):
     __slots__ = ("num_rows",)
@@ -178,12 +186,52 @@ class RestoreReply(_message.Message):
     num_rows: int
     def __init__(self, num_rows: _Optional[int] = ...) -> None: ...
 
-class StatusRequest(_message.Message):
+class GiveRequest(_message.Message):
+    __slots__ = ("buckets", "address", "routing_epoch")
+    BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    buckets: bytes
+    address: str
+    routing_epoch: int
+    def __init__(self, buckets: _Optional[bytes] = ..., address: _Optional[str] = ..., routing_epoch: _Optional[int] = ...) -> None: ...
+
+class GiveReply(_message.Message):
+    __slots__ = ("num_rows", "num_bytes", "seconds", "held_seconds")
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    HELD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    num_rows: int
+    num_bytes: int
+    seconds: float
+    held_seconds: float
+    def __init__(self, num_rows: _Optional[int] = ..., num_bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., held_seconds: _Optional[float] = ...) -> None: ...
+
+class TakeRequest(_message.Message):
+    __slots__ = ("buckets", "frames", "windows", "routing_epoch")
+    BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    buckets: bytes
+    frames: bytes
+    windows: bytes
+    routing_epoch: int
+    def __init__(self, buckets: _Optional[bytes] = ..., frames: _Optional[bytes] = ..., windows: _Optional[bytes] = ..., routing_epoch: _Optional[int] = ...) -> None: ...
+
+class TakeReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class StatusRequest(_message.Message):
+    __slots__ = ("wants_buckets",)
+    WANTS_BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    wants_buckets: bool
+    def __init__(self, wants_buckets: _Optional[bool] = ...) -> None: ...
+
 class StatusReply(_message.Message):
-    __slots__ = ("cluster_spec", "routing", "shard", "tables", "queue_depth", "uptime_seconds", "metrics_address", "pid", "pair")
+    __slots__ = ("cluster_spec", "routing", "shard", "tables", "queue_depth", "uptime_seconds", "metrics_address", "pid", "bucket_rows", "pair")
     CLUSTER_SPEC_FIELD_NUMBER: _ClassVar[int]
     ROUTING_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +240,7 @@ class StatusReply(_message.Message):
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
     METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    BUCKET_ROWS_FIELD_NUMBER: _ClassVar[int]
     PAIR_FIELD_NUMBER: _ClassVar[int]
     cluster_spec: bytes
     routing: Routing
@@ -201,8 +250,9 @@ class StatusReply(_message.Message):
     uptime_seconds: float
     metrics_address: str
     pid: int
+    bucket_rows: bytes
     pair: PairStatus
-    def __init__(self, cluster_spec: _Optional[bytes] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., shard: _Optional[int] = ..., tables: _Optional[bytes] = ..., queue_depth: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., pair: _Optional[_Union[PairStatus, _Mapping]] = ...) -> None: ...
+    def __init__(self, cluster_spec: _Optional[bytes] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., shard: _Optional[int] = ..., tables: _Optional[bytes] = ..., queue_depth: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., bucket_rows: _Optional[bytes] = ..., pair: _Optional[_Union[PairStatus, _Mapping]] = ...) -> None: ...
 
 class PairRequest(_message.Message):
     __slots__ = ("term", "role", "other", "has_standby", "predecessor_is_dead")

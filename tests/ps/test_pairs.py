@@ -12,8 +12,8 @@ import ps
 from ps.errors import WrongEpochError
 from ps.journal.segments import find_segments
 from ps.pairing import Seen
-from ps.placement import ShardProcess
 from ps.routing import Routing
+from ps.shard_process import ShardProcess
 from ps.transport import GrpcTransport
 from ps.wire import weir_pb2 as pb
 
@@ -30,8 +30,13 @@ def spec(folder, **options):
 @pytest.fixture
 def cluster(tmp_path):
     with ps.LocalCluster(spec(tmp_path, standby_seconds=2.0), shards=2, placement="process") as running:
-        running.wait_until_whole()
+        wait_until_whole(running)
         yield running
+
+
+def wait_until_whole(cluster):
+    for pair in cluster.pairs:
+        pair.wait_until_whole()
 
 
 def primary_of(cluster, shard):
@@ -40,7 +45,7 @@ def primary_of(cluster, shard):
 
 
 def standby_of(cluster, shard):
-    here = (cluster.processes[shard], cluster.processes[shard + 2])
+    here = (cluster.processes[2 * shard], cluster.processes[2 * shard + 1])
     return next(each for each in here if each.known_address != cluster.pairs[shard].address)
 
 
@@ -54,7 +59,7 @@ def test_whatever_dies_every_acknowledged_update_is_there_once(cluster):
         for victim in ("primary", "standby", "standby of the other", "primary", "both"):
             step += 1
             count(client, step)
-            cluster.wait_until_whole()
+            wait_until_whole(cluster)
             if victim == "both":
                 os.kill(standby_of(cluster, 0).pid, signal.SIGKILL)
             process = standby_of(cluster, victim.endswith("other")) if "standby" in victim else primary_of(cluster, 0)
@@ -63,7 +68,7 @@ def test_whatever_dies_every_acknowledged_update_is_there_once(cluster):
                 step += 1
                 count(client, step)
         assert (client.pull("user", KEYS) == step).all()
-        cluster.wait_until_whole()
+        wait_until_whole(cluster)
     with cluster.connect() as other:
         assert (other.pull("user", KEYS) == step).all()
     assert cluster.pairs[0].num_take_overs >= 2
@@ -91,7 +96,7 @@ def test_a_frozen_standby_is_replaced_and_pushes_go_on(cluster):
         os.kill(frozen.pid, signal.SIGSTOP)
         count(client, 2)
         assert frozen.process.poll() is not None
-        cluster.wait_until_whole()
+        wait_until_whole(cluster)
         assert cluster.pairs[0].address == before
         os.kill(primary_of(cluster, 0).pid, signal.SIGKILL)
         assert (client.pull("user", KEYS) == 2).all()
@@ -103,7 +108,7 @@ def test_it_begins_with_what_it_had_wherever_that_is(tmp_path, capfd):
         with ps.LocalCluster(spec(tmp_path), shards=1, placement="process") as cluster, cluster.connect() as client:
             assert (client.pull("user", KEYS) == 2 * start).all()
             count(client, 1)
-            cluster.wait_until_whole()
+            wait_until_whole(cluster)
             if start < 2:
                 os.kill(primary_of(cluster, 0).pid, signal.SIGKILL)
             count(client, 2)
@@ -117,7 +122,7 @@ def test_it_begins_with_what_it_had_wherever_that_is(tmp_path, capfd):
 def test_a_damaged_journal_is_repaired(tmp_path, damage):
     with ps.LocalCluster(spec(tmp_path), shards=1, placement="process") as cluster, cluster.connect() as client:
         count(client, 1)
-        cluster.wait_until_whole()
+        wait_until_whole(cluster)
         count(client, 2)
     folder = tmp_path / "local" / "shard-0000"
     path = folder / str(find_segments(folder)[-1])
@@ -126,7 +131,7 @@ def test_a_damaged_journal_is_repaired(tmp_path, damage):
     path.write_bytes({"flipped": data, "torn": data[:-100], "gone": b""}[damage])
     with ps.LocalCluster(spec(tmp_path), shards=1, placement="process") as cluster, cluster.connect() as client:
         assert (client.pull("user", KEYS) == 2).all()
-        cluster.wait_until_whole()
+        wait_until_whole(cluster)
         assert [each.name[:8] for each in folder.iterdir() if each.is_dir()] == ["damaged-"]
         os.kill(primary_of(cluster, 0).pid, signal.SIGKILL)
         count(client, 3)
@@ -136,7 +141,7 @@ def test_a_damaged_journal_is_repaired(tmp_path, damage):
 def test_damage_to_both_journals_is_refused(tmp_path):
     with ps.LocalCluster(spec(tmp_path), shards=1, placement="process") as cluster, cluster.connect() as client:
         count(client, 1)
-        cluster.wait_until_whole()
+        wait_until_whole(cluster)
         count(client, 2)
     for name in ("shard-0000", "shard-0000-standby"):
         folder = tmp_path / "local" / name
@@ -240,10 +245,10 @@ def test_pushes_of_several_clients_during_take_overs(cluster):
     for thread in threads:
         thread.start()
     for shard in (0, 1, 0):
-        cluster.wait_until_whole()
+        wait_until_whole(cluster)
         os.kill(primary_of(cluster, shard).pid, signal.SIGKILL)
         time.sleep(0.5)
-    cluster.wait_until_whole()
+    wait_until_whole(cluster)
     stop.set()
     for thread in threads:
         thread.join()

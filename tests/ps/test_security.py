@@ -30,6 +30,8 @@ EMPTY = {
     "Save": pb.SaveRequest(directory="/nowhere"),
     "Restore": pb.RestoreRequest(directory="/nowhere"),
     "Status": pb.StatusRequest(),
+    "Give": pb.GiveRequest(),
+    "Take": pb.TakeRequest(),
 }
 
 

@@ -136,7 +136,7 @@ def rows_of(thread, keys):
     return decode_floats(reply.results[0].payload, pb.FLOAT32, 3)
 
 
-def test_short_reads_go_on_during_a_save_and_updates_wait(thread, tmp_path):
+def test_reads_and_updates_go_on_during_a_save(thread, tmp_path):
     thread.execute(message(push(KEYS, 1.0), sequence=1)).result(10)
     before = rows_of(thread, KEYS)
     saving = threading.Thread(target=thread.save, args=(str(tmp_path),))

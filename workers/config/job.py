@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from ps.durability import Durability
+from ps.errors import RequestError
+from ps.mapping import read_mapping
 from ps.options import ClientOptions
 from ps.security import SecurityOptions
 from ps.spec import ClusterSpec, TableSpec, with_modules
@@ -74,13 +76,27 @@ class Cluster(Section):
         return self.num_buckets or max(256, 1 << (BUCKETS_PER_SHARD * self.shards - 1).bit_length())
 
 
+def _readable(mapping: dict[str, Any]) -> dict[str, Any]:
+    try:
+        read_mapping(mapping)
+    except RequestError as error:
+        raise ValueError(str(error)) from None
+    return mapping
+
+
 class Checkpoint(Section):
-    """keep: how many of the newest. resume: auto goes on from the newest one of the latest unfinished run."""
+    """keep: how many of the newest. resume: auto goes on from the newest one of the latest unfinished run.
+
+    start_from: a checkpoint, of this recipe or of another, whose rows and tower a new run begins with. mapping: where
+    names of tables and segments differ there (ps/mapping.py), or in the checkpoint that is evaluated.
+    """
 
     every_steps: int | None = Field(default=None, ge=1)
     every_minutes: float | None = Field(default=None, gt=0)
     keep: int = Field(default=2, ge=1)
     resume: Literal["auto", "never"] = "auto"
+    start_from: str | None = None
+    mapping: Annotated[dict[str, Any], AfterValidator(_readable)] = {}
 
     @property
     def is_regular(self) -> bool:

@@ -85,11 +85,11 @@ def read_figures(path: Path | None = None) -> Figures:
         return Figures.model_validate(json.loads(text))
     except OSError as error:
         raise RequestError(f"--figures {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RequestError(f"--figures {path}: not JSON: {error}") from error
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in detail["loc"])
         raise RequestError(
             f"--figures {path}: {place}: {detail['msg']}; benchmarks/plan_figures.py writes such a file"
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"--figures {path}: not JSON: {error}") from error

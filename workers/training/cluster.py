@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from ps.control import rows_lost
 from ps.errors import NoClusterError, RequestError
 from ps.options import ClientOptions
 from ps.placement import LocalCluster, Placement
+from ps.resharding import Move
 from ps.security import SecurityOptions
 from workers.config import Config
 
@@ -135,6 +137,44 @@ def down(config: Config) -> dict[str, Any]:
     session.open_ray(config.cluster.ray_address or "auto")
     actor.stop_cluster(config.name)
     return {"name": config.name, "stopped": True}
+
+
+def reshard(config: Config, shards: int | None, report: Callable[[Move], None]) -> dict[str, Any]:
+    """Spread the rows of the recipe's running cluster over so many shards; None: as many as there are."""
+    from ps import actor, ray_resharding, session
+
+    session.open_ray(config.cluster.ray_address or "auto")
+    chosen = shards or len(actor.cluster_status(config.name, config.cluster.security)["shards"])
+    began, moves = time.monotonic(), []
+    for move in ray_resharding.reshard_cluster(
+        config.name,
+        chosen,
+        cpus_per_shard=config.cluster.cpus_per_shard,
+        security=config.cluster.security,
+    ):
+        report(move)
+        moves.append(move)
+    return {
+        "name": config.name,
+        "shards": chosen,
+        "moved_buckets": sum(len(move.buckets) for move in moves),
+        "moved_rows": sum(move.num_rows for move in moves),
+        "moved_bytes": sum(move.num_bytes for move in moves),
+        "longest_held_seconds": max((move.held_seconds for move in moves), default=0.0),
+        "seconds": time.monotonic() - began,
+    }
+
+
+def restart(config: Config, report: Callable[[int], None]) -> dict[str, Any]:
+    """Start the shards of the recipe's running cluster anew, one after another."""
+    from ps import ray_resharding, session
+
+    session.open_ray(config.cluster.ray_address or "auto")
+    restarted = []
+    for shard in ray_resharding.restart_shards(config.name):
+        report(shard)
+        restarted.append(shard)
+    return {"name": config.name, "restarted": restarted}
 
 
 def status(config: Config) -> dict[str, Any]:

@@ -8,6 +8,7 @@ metadata["param_groups"]     JSON, the optimizer's groups without their tensors
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from ps.errors import CheckpointError
 FILE = "dense.safetensors"
 
 
+class OtherModelError(CheckpointError):
+    """The file holds another model than the config builds."""
+
+
 def save_dense(directory: Path, model: nn.Module, optimizer: Optimizer) -> None:
     """Write `directory`/dense.safetensors by atomic rename."""
     tensors = {f"model/{name}": value.detach().clone() for name, value in model.state_dict().items()}
@@ -32,13 +37,15 @@ def save_dense(directory: Path, model: nn.Module, optimizer: Optimizer) -> None:
     target = directory / FILE
     temporary = target.with_suffix(".tmp")
     save_file(tensors, temporary, metadata={"param_groups": json.dumps(state["param_groups"])})
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
     temporary.replace(target)
 
 
 def load_dense(directory: Path, model: nn.Module, optimizer: Optimizer | None = None) -> None:
     """Load what `save_dense` wrote; with an optimizer, its state too.
 
-    Raises CheckpointError if the file is missing, damaged or of another model.
+    Raises CheckpointError if the file is missing or damaged, OtherModelError if it is of another model.
     """
     path = directory / FILE
     try:
@@ -70,7 +77,7 @@ def _load_model(path: Path, model: nn.Module, saved: dict[str, Tensor]) -> None:
         if saved[name].shape != present[name].shape
     )
     if wrong:
-        raise CheckpointError(
+        raise OtherModelError(
             f"{path}: holds another model than the config builds; they differ in {', '.join(wrong[:3])}"
         )
     model.load_state_dict(saved)

@@ -48,7 +48,8 @@ def train(config: Config, *, local: bool = False) -> dict[str, Any]:
     run, checkpoint = open_run(
         Path(config.runs), config.name, describe(config), resume=config.checkpoint.resume == "auto"
     )
-    with open_cluster(config, local=local, restores=checkpoint is not None) as cluster:
+    restores = checkpoint is not None or config.checkpoint.start_from is not None
+    with open_cluster(config, local=local, restores=restores) as cluster:
         if config.cluster.workers.count > 1:
             from workers.training.group import train_in_group
 
@@ -71,7 +72,7 @@ def evaluate(config: Config, checkpoint: Path, *, local: bool = False) -> dict[s
         run = Run(checkpoint.parent)
         with Reporter(None, quiet=True) as reporter:
             trainer = build_trainer(config, schema, splits, client, run, reporter, World())
-            trainer.restore(checkpoint, weights_only=True)
+            trainer.restore(checkpoint, weights_only=True, mapping=config.checkpoint.mapping)
             found, predictions = trainer.evaluate("test")
     return {**_tested(found, predictions, config), "checkpoint": str(checkpoint)}
 
@@ -92,6 +93,8 @@ def work(
             if checkpoint:
                 trainer.restore(checkpoint)
                 reporter.say(f"continuing {run.directory} after step {trainer.position.step}")
+            elif start := config.checkpoint.start_from:
+                trainer.start_from(Path(start), config.checkpoint.mapping)
             make_ready()
             trainer.fit()
             result = _result(trainer)

@@ -23,8 +23,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ps.checkpoint import MANIFEST
-from ps.errors import WeirError
+from ps.checkpoint import MANIFEST, read_manifest
+from ps.errors import CheckpointError, WeirError
 
 STOP_FILE = "stop"
 RESULT_FILE = "result.json"
@@ -106,14 +106,25 @@ def newest(checkpoints: Path) -> Path | None:
 
 
 def keep_newest(checkpoints: Path, keep: int) -> None:
-    """Remove all but the `keep` newest complete checkpoints, and what an interrupted save left."""
+    """Remove all but the `keep` newest whole checkpoints, and what an interrupted save left.
+
+    One whose manifest cannot be read, or whose files are not as it says, is left alone and counts for nothing.
+    """
     paths = sorted(checkpoints.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-    complete = [path for path in paths if (path / MANIFEST).exists()]
+    whole = [path for path in paths if _is_whole(path)]
     for path in paths:
-        if path not in complete[-keep:]:
+        if path in whole[:-keep] or not (path / MANIFEST).exists():
             # The manifest goes first, so that a half-removed checkpoint is never taken for a complete one.
             (path / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(path)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_manifest(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -129,14 +140,15 @@ def write_json(path: Path, value: Any) -> None:
 def _same_learning(directory: Path, config: dict[str, Any]) -> bool:
     """Whether both configs learn the same thing: placement, paths and checkpoint timing may differ."""
     try:
-        before = json.loads((directory / "config.json").read_text())
-    except (OSError, json.JSONDecodeError):
+        before = _learning(json.loads((directory / "config.json").read_text()))
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError):  # damaged: of no run that we know
         return False
-    return _learning(before) == _learning(json.loads(json.dumps(config)))
+    return before == _learning(json.loads(json.dumps(config)))
 
 
 def _learning(config: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in ("cluster", "checkpoint", "runs")}
     data = {key: value for key, value in kept.get("data", {}).items() if key not in ("root", "prefetch_batches")}
     client = {**config.get("cluster", {}).get("client", {})}
-    return {**kept, "data": data, "staleness": client.get("staleness"), "wire": client.get("wire")}
+    begun = {name: config.get("checkpoint", {}).get(name) for name in ("start_from", "mapping")}
+    return {**kept, **begun, "data": data, "staleness": client.get("staleness"), "wire": client.get("wire")}

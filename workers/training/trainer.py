@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ps.client import Client
+from ps.saving import PendingSave
 from workers.config import Config
 from workers.samples.batch import Batch
 from workers.samples.dataset import Dataset
-from workers.training.dense import load_dense, save_dense
+from workers.training.dense import OtherModelError, load_dense, save_dense
 from workers.training.evaluation import Predictions, predict
 from workers.training.feed import Feed, feeds
 from workers.training.lifetimes import clicks_of, due_evictions, event_time_of
+from workers.training.position import Position, read_position, write_position
 from workers.training.progress import Reporter
-from workers.training.runs import InterruptedRunError, Run, keep_newest, write_json
+from workers.training.runs import InterruptedRunError, Run, keep_newest
 from workers.training.schedule import Schedule
 from workers.training.scorer import Scorer
 from workers.training.world import World
 
-POSITION_FILE = "position.json"
-
 EVALUATE, SAVE, STOP, EVICT = 1, 2, 4, 8
-
-
-@dataclass
-class Position:
-    """Where training stands: the next batch to train on is number `batch` of `epoch`; `step` batches were trained.
-
-    event_time: the newest so far, seconds; evicted_at: by table, that of its last eviction.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    samples: int = 0
-    event_time: float = 0.0
-    evicted_at: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -63,6 +48,7 @@ class Trainer:
     position: Position = field(default_factory=Position)
     latest_loss: float = float("nan")
     training_seconds: float = 0.0
+    saving: tuple[PendingSave, Path, int | None] | None = None  # rank 0: what is written, where, how many are kept then
 
     def step(self, feed: Feed) -> None:
         """One batch: rows in, gradients out."""
@@ -113,38 +99,66 @@ class Trainer:
         return self.metrics(predictions), predictions
 
     def save(self, directory: Path) -> None:
-        """One global cut: every worker's pushes are acknowledged, then rows, tower and position are written."""
+        """`start_save`, and wait for its end."""
+        self.start_save(directory)
+        self.finish_save()
+
+    def start_save(self, directory: Path, keep: int | None = None) -> None:
+        """One global cut: every worker's pushes are acknowledged, then tower and position are written and all shards
+        mark; rows are written while training goes on, and the manifest last. keep: how many of its kind are kept then.
+        """
+        self.finish_save()
         self.client.flush()
         self.world.barrier()
         if self.world.is_first:
             directory.mkdir(parents=True, exist_ok=True)
             save_dense(directory, self.scorer.bare_model, self.optimizer)
-            position = {**vars(self.position), "training_seconds": self.training_seconds}
-            write_json(
-                directory / POSITION_FILE, {"position": position, "schedule": self.schedule and self.schedule.state()}
-            )
-            self.client.save(str(directory.absolute()))  # writes the manifest last: only now is the checkpoint complete
+            schedule = None if self.schedule is None else self.schedule.state()
+            write_position(directory, self.position, self.training_seconds, schedule)
+            self.saving = (self.client.start_save(str(directory.absolute())), directory, keep)
         self.world.barrier()
+
+    def finish_save(self, *, wait: bool = True) -> None:
+        """The end of a save that was started, if it is there or with `wait`; raises what went wrong."""
+        if self.saving is None or not (wait or self.saving[0].is_done):
+            return
+        (saving, directory, keep), self.saving = self.saving, None
+        saving.wait()
+        if keep is not None:
+            keep_newest(directory.parent, keep)
 
     def keep_final(self) -> Path:
         """The checkpoint of the weights that `fit` left loaded: the best one, or else a new one of the last step."""
         if self.schedule is not None and self.schedule.best_step is not None:
             return self._best_directory(self.schedule.best_step)
-        self._checkpoint()
+        self._checkpoint(wait=True)
         return self._checkpoint_directory()
 
-    def restore(self, directory: Path, *, weights_only: bool = False) -> None:
-        """Return to a checkpoint's cut, to the same bits; with `weights_only` position and schedule stay."""
-        if self.world.is_first:
-            self.client.restore(str(directory.absolute()))
-        self.world.barrier()
+    def restore(self, directory: Path, *, weights_only: bool = False, mapping: Mapping[str, Any] | None = None) -> None:
+        """Return to a checkpoint's cut, to the same bits; with `weights_only` position and schedule stay. mapping: of
+        names, where the checkpoint is of another recipe; see Client.restore. What is not as it was is reported.
+        """
+        self._restore_rows(directory, mapping)
         load_dense(directory, self.scorer.bare_model, None if weights_only else self.optimizer)
         if not weights_only:
-            state = json.loads((directory / POSITION_FILE).read_text())
-            self.training_seconds = state["position"].pop("training_seconds")
-            self.position = Position(**state["position"])
-            if self.schedule is not None and state["schedule"] is not None:
-                self.schedule.load(state["schedule"])
+            self.position, self.training_seconds, schedule = read_position(directory)
+            if self.schedule is not None and schedule is not None:
+                self.schedule.load(schedule)
+
+    def start_from(self, directory: Path, mapping: Mapping[str, Any]) -> None:
+        """Begin with the rows and the tower of another run's checkpoint; a tower of another shape stays as it is."""
+        self._restore_rows(directory, mapping)
+        try:
+            load_dense(directory, self.scorer.bare_model)
+        except OtherModelError as error:
+            self.reporter.say(f"{error}; the tower starts at its initial weights")
+
+    def _restore_rows(self, directory: Path, mapping: Mapping[str, Any] | None) -> None:
+        self.finish_save()
+        if self.world.is_first:
+            for change in self.client.restore(str(directory.absolute()), mapping=mapping).changes:
+                self.reporter.say(f"{directory}: {change}")
+        self.world.barrier()
 
     def _epoch(self) -> None:
         """The rest of the present epoch, with the evaluations and checkpoints that fall into it."""
@@ -157,6 +171,7 @@ class Trainer:
         for feed in self._feeds(batches, training=True):
             self.step(feed)
             self._report(feed.batch.size)
+            self.finish_save(wait=False)
             due = self.world.from_first(self._due(time.monotonic() - last_saved))
             if due:
                 self.client.flush()
@@ -166,7 +181,7 @@ class Trainer:
                 if due & EVALUATE:
                     self._evaluate_valid()
                 if due & (SAVE | STOP):
-                    self._checkpoint()
+                    self._checkpoint(wait=bool(due & STOP))
                     last_saved = time.monotonic()
                 if due & STOP:
                     saved = self._checkpoint_directory()
@@ -200,9 +215,8 @@ class Trainer:
             assert self.config.train.early_stopping is not None
             is_best = self.schedule.observe(metrics[self.config.train.early_stopping.metric], step)
             if is_best:
-                self.save(self._best_directory(step))
-                if self.world.is_first:
-                    keep_newest(self.run.best, 1)
+                self.start_save(self._best_directory(step), 1)
+                self.finish_save()
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.train.learning_rate * self.learning_rate_scale
         self.reporter.evaluation(step, self.position.epoch, self.latest_loss, metrics, is_best)
@@ -262,10 +276,9 @@ class Trainer:
             for table, spec in self.scorer.tables.items()
         }
 
-    def _checkpoint(self) -> None:
-        self.save(self._checkpoint_directory())
-        if self.world.is_first:
-            keep_newest(self.run.checkpoints, self.config.checkpoint.keep)
+    def _checkpoint(self, *, wait: bool) -> None:
+        self.start_save(self._checkpoint_directory(), self.config.checkpoint.keep)
+        self.finish_save(wait=wait)
 
     def _checkpoint_directory(self) -> Path:
         return self.run.checkpoints / f"step-{self.position.step}"

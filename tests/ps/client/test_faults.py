@@ -163,7 +163,7 @@ def test_a_shard_that_came_back_empty_is_not_trained_on_until_restored(running, 
         other.pull("user", keys)
     with pytest.raises(ps.RowsLostError, match=lost):
         running.connect()
-    assert client.restore(str(tmp_path)) == 500
+    assert client.restore(str(tmp_path)).rows == 500
     np.testing.assert_array_equal(client.pull("user", keys), rows)
     np.testing.assert_array_equal(other.pull("user", keys), rows)
     client.close()

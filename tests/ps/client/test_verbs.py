@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import ps
+from ps.mapping import Restored
 from tests.ps.client.conftest import fresh_keys
 
 
@@ -156,7 +157,7 @@ def test_save_and_restore(client, tmp_path):
     epoch = client.routing.epoch
     client.push("user", keys, gradients_for(keys, seed=2), step=2)
     client.push("user", fresh_keys(5), gradients_for(range(5)), step=3)
-    assert client.restore(str(tmp_path)) == total
+    assert client.restore(str(tmp_path)) == Restored(total, ())
     assert client.routing.epoch > epoch
     np.testing.assert_array_equal(client.pull("user", keys), saved)
     client.push("user", keys, np.ones((60, 4), np.float32), step=2, learning_rate=1.0).wait()
@@ -184,3 +185,26 @@ def test_stats_count_rounds_and_bytes(client):
     assert (stats["pulls"], stats["pushes"], stats["retries"]) == (1, 1, 0)
     assert 1000 * (8 + 8 + 16) <= stats["bytes_sent"] <= 1000 * (8 + 8 + 16) + 1000
     assert 1000 * 16 <= stats["bytes_received"] <= 1000 * 16 + 1000
+
+
+def test_a_save_in_the_background_is_the_instant_it_began(client, tmp_path):
+    keys = fresh_keys(3000)
+    client.push("user", keys, gradients_for(keys), step=1).wait()
+    saved = client.pull("user", keys)
+    saving = client.start_save(str(tmp_path))
+    for step in range(2, 12):
+        client.push("user", keys, gradients_for(keys, seed=step), step=step).wait()
+    client.delete("user", keys[:100])
+    assert saving.wait().rows["user"] >= 3000
+    assert saving.is_done
+    client.restore(str(tmp_path))
+    np.testing.assert_array_equal(client.pull("user", keys), saved)
+
+
+def test_a_save_that_fails_raises_where_it_is_waited_for(connect, tmp_path):
+    (tmp_path / "file").write_text("")
+    client = connect()
+    with pytest.raises(ps.CheckpointError, match="cannot write"):
+        client.start_save(str(tmp_path / "file")).wait()
+    client.save(str(tmp_path))  # it was told; the next one is another
+    client.close()

@@ -112,7 +112,10 @@ class Play:
 
     def restore(self):
         """The future of a restore to what the shard has."""
-        records, answer = list(self.shard.holding.records()), Future()
+        records, answer = (
+            [record for bucket in range(NUM_BUCKETS) for record in self.shard.holding.records_of(bucket)],
+            Future(),
+        )
         self.shard.restore(records, {}, answer)
         self.run()
         return answer

@@ -46,6 +46,20 @@ def test_save_load_step_gives_equal_bits(spec):
     assert images_of(copy) == images_of(table)
 
 
+def test_images_of_rows_that_are_there_and_of_new_ones_may_come_together():
+    """The first rows of a bucket move when it gets room for the new ones."""
+    spec = SPECS["narrow"]
+    table = trained(spec, num_keys=2000)
+    copy = Table("user", spec, seed=3, num_buckets=8)
+    rows = images_of(table)
+    for number in (20, 200, len(rows)):
+        keys = np.array(list(rows)[:number], np.uint64)
+        copy.write_images(keys, np.array([list(rows[key]) for key in keys.tolist()], np.uint8))
+        assert copy.num_rows == number
+        assert copy.contains(keys).all()
+    assert images_of(copy) == rows
+
+
 def test_images_overwrite_rows_and_survive_reused_memory():
     """Padding bytes are zero even where another row lay before, so equal rows have equal images."""
     spec = SPECS["narrow"]

@@ -263,3 +263,10 @@ def test_recipes_are_valid(recipe: Path) -> None:
     assert isinstance(config, Config)
     assert config.name == recipe.stem
     config.cluster_spec()
+
+
+def test_a_mapping_that_cannot_be_read_names_its_place(path: Path) -> None:
+    text = message(path, "checkpoint.mapping={main: {size: 3}}")
+    assert "checkpoint.mapping" in text
+    config = load_config(path, ["checkpoint.mapping={main.linear: old}"])
+    assert config.checkpoint.mapping == {"main.linear": "old"}

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from ps import checkpoint
 from ps.checkpoint import MANIFEST, open_part, read_manifest
 from ps.errors import RequestError
 from tests.workers.training.recipe import load
 from workers.training.dense import FILE
 from workers.training.job import evaluate, train
 from workers.training.runs import InterruptedRunError
+from workers.training.trainer import Trainer
 
 RESULT_KEYS = [
     "auc",
@@ -150,3 +152,78 @@ def _interrupt_after(checkpoint, stopped):
             os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def test_a_run_starts_from_a_checkpoint_of_another_recipe(tmp_path, capsys):
+    """Other optimizer and codec, other buckets: what is learnt comes along, and what does not is said."""
+    before = train(load(tmp_path, {"runs": str(tmp_path / "before")}))
+    changes = {
+        "runs": str(tmp_path / "after"),
+        "tables.main.segments.embedding.codec": "fp32",
+        "tables.main.segments.linear.optimizer": {"name": "adagrad", "learning_rate": 0.05},
+        "cluster.num_buckets": 32,
+        "checkpoint": {"start_from": before["checkpoint"]},
+    }
+    evaluated = evaluate(load(tmp_path, changes), type(tmp_path)(before["checkpoint"]))
+    assert evaluated["auc"] == before["auc"]  # bf16 and fp32 hold the same values
+    capsys.readouterr()
+    after = train(load(tmp_path, {**changes, "train.epochs": 1}))
+    said = capsys.readouterr().err
+    assert "codec: main.embedding bf16 -> fp32" in said
+    assert "optimizer: main.linear ftrl -> adagrad: its state starts anew" in said
+    assert "num_buckets: 16 -> 32" in said
+    assert after["epochs"] == 1
+    assert after["auc"] > before["auc"] - 0.02
+    # A finished run is not continued: the same command begins again from the same checkpoint, to the same bits.
+    again = train(load(tmp_path, {**changes, "train.epochs": 1}))
+    assert_same_bits(after["checkpoint"], again["checkpoint"])
+
+
+def test_a_tower_of_another_shape_starts_anew_and_names_are_mapped(tmp_path, capsys):
+    before = train(load(tmp_path, {"runs": str(tmp_path / "before"), "train.epochs": 1}))
+    tables = load(tmp_path).model_dump(mode="json")["tables"]
+    changes = {
+        "runs": str(tmp_path / "after"),
+        "train.epochs": 1,
+        "model.hidden": [8],
+        "tables": {"things": tables["main"]},
+        "checkpoint": {"start_from": before["checkpoint"]},
+    }
+    train(load(tmp_path, changes))
+    said = capsys.readouterr().err
+    assert "new: table things starts without rows" in said
+    assert "dropped: table main" in said
+    assert "the tower starts at its initial weights" in said
+    mapped = {**changes["checkpoint"], "mapping": {"things": "main"}}
+    result = train(load(tmp_path, {**changes, "runs": str(tmp_path / "mapped"), "checkpoint": mapped}))
+    assert "renamed: table things was main" in capsys.readouterr().err
+    assert result["rows"] >= before["rows"]
+
+
+def test_checkpoints_are_written_while_training_goes_on(tmp_path, monkeypatch):
+    """With a disk that takes its time every checkpoint is still the instant it began, and the last ones are kept."""
+    write, steps = checkpoint.write_part, []
+
+    def slowly(*arguments):
+        time.sleep(0.2)
+        return write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write_part", slowly)
+    started = Trainer.start_save
+
+    def noted(trainer, directory, keep=None):
+        steps.append((trainer.position.step, trainer.saving is not None))
+        started(trainer, directory, keep)
+
+    monkeypatch.setattr(Trainer, "start_save", noted)
+    changes = {"train.epochs": 1, "checkpoint.every_steps": 3, "checkpoint.keep": 3}
+    slow = train(load(tmp_path, {"runs": str(tmp_path / "slow"), **changes}))
+    assert sum(busy for _, busy in steps) > 2, "training did not go on"
+    monkeypatch.undo()
+    quick = train(load(tmp_path, {"runs": str(tmp_path / "quick"), **changes}))
+    assert slow["logloss"] == quick["logloss"]
+    names = [sorted(p.name for p in (tmp_path / run / "small/0001/checkpoints").iterdir()) for run in ("slow", "quick")]
+    assert names[0] == names[1]
+    assert len(names[0]) == 3
+    for name in names[0]:
+        assert_same_bits(*(tmp_path / run / "small/0001/checkpoints" / name for run in ("slow", "quick")))

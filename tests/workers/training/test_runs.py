@@ -1,10 +1,13 @@
 """Which run is continued, and that half-written checkpoints are never taken for whole."""
 
+import msgpack
 import pytest
 
-from ps.checkpoint import MANIFEST
+from ps.checkpoint import MANIFEST, write_manifest, write_part
+from ps.spec import ClusterSpec
 from workers.training.runs import keep_newest, newest, open_run
 
+SPEC = ClusterSpec.model_validate({"tables": {"main": {"segments": {"linear": {"dim": 1}}}}})
 CONFIG = {"name": "x", "train": {"epochs": 1}, "cluster": {"shards": 1, "client": {"staleness": 0}}, "checkpoint": {}}
 
 
@@ -12,7 +15,8 @@ def checkpoint(run, step, *, complete=True):
     directory = run.checkpoints / f"step-{step}"
     directory.mkdir(parents=True)
     if complete:
-        (directory / MANIFEST).write_text("{}")
+        said = {"rows": {"main": 0}, "num_owned_buckets": SPEC.num_buckets}
+        write_manifest(directory, SPEC, [msgpack.packb({**write_part(directory, 0, 1, [b"rows"]), **said})])
     return directory
 
 
@@ -52,3 +56,16 @@ def test_keep_newest_removes_old_and_incomplete_ones(tmp_path):
     keep_newest(run.checkpoints, 2)
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-100", "step-20"]
     assert newest(run.checkpoints).name == "step-100"
+
+
+def test_keep_newest_never_counts_what_is_not_whole(tmp_path):
+    """Else the newest, if it is damaged, would push out the only one that can be read."""
+    run, _ = open_run(tmp_path, "x", CONFIG, resume=True)
+    whole, cut, unreadable = (checkpoint(run, step) for step in (1, 2, 3))
+    next(cut.glob("rows-*")).write_bytes(b"r")
+    (unreadable / MANIFEST).write_text("{")
+    keep_newest(run.checkpoints, 1)
+    assert sorted(run.checkpoints.iterdir()) == [whole, cut, unreadable]
+    checkpoint(run, 4)
+    keep_newest(run.checkpoints, 1)
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-2", "step-3", "step-4"]

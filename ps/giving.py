@@ -1,0 +1,137 @@
+"""A shard gives buckets to another one, while updates go on: the I/O around ps/moving.py, on the caller's thread."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+
+from ps.holding import Holding
+from ps.moving import Leaving, Sink, Work
+from ps.psfunc import BucketNumbers
+from ps.schedule import Mode
+from ps.wire import weir_pb2 as pb
+
+T = TypeVar("T")
+Send: TypeAlias = Callable[[pb.TakeRequest], Future[Any]]  # to the shard that takes
+_PART_BYTES = 4 << 20
+_MAX_FRAMES = 16  # that wait to be sent; each has at most 16,384 rows
+_PAUSE_SECONDS = 0.001
+_FEW_KEYS = 20_000  # that changed: so many may be sent while the buckets wait
+_MAX_ROUNDS = 8
+_SECONDS = 60.0  # to wait for one part
+
+
+class Runs(Protocol):
+    """Runs work on a shard's thread: ps.work.WorkThread does."""
+
+    def run(self, mode: Mode, work: Callable[[Holding], Work]) -> Future[Any]: ...
+
+
+def give(shard: Runs, buckets: BucketNumbers, send: Send, epoch: int) -> pb.GiveReply:
+    """Copy buckets, then catch up with what changed until that is little, then hand over. Whatever fails, the buckets
+    are not lost: a routing has to say again whose they are.
+    """
+    began = time.monotonic()
+    leaving: Leaving = shard.run("update", lambda holding: _returning(Leaving(holding, buckets))).result()
+    sending = _Sending(send, epoch)
+    try:
+        sending.put(pb.TakeRequest(buckets=buckets.astype("<i4").tobytes(), routing_epoch=epoch))
+        for bucket in buckets.tolist():
+            sending.frames_of(partial(_copy, shard, leaving, bucket))
+        for _ in range(_MAX_ROUNDS):
+            if leaving.num_changed <= _FEW_KEYS:
+                break
+            sending.frames_of(lambda sink: shard.run("update", lambda _: leaving.catch_up(sink)))
+        held = time.monotonic()
+        windows = sending.frames_of(lambda sink: shard.run("update", lambda _: leaving.leave(sink)))
+        sending.put(pb.TakeRequest(windows=windows, routing_epoch=epoch))
+        sending.finish()
+    finally:
+        shard.run("update", lambda _: _closing(leaving)).result()
+    now = time.monotonic()
+    return pb.GiveReply(
+        num_rows=leaving.num_rows, num_bytes=sending.num_bytes, seconds=now - began, held_seconds=now - held
+    )
+
+
+class _Sending:
+    """Parts on their way, one at a time: two could come in the other order."""
+
+    def __init__(self, send: Send, epoch: int) -> None:
+        self.num_bytes = 0
+        self._send, self._epoch = send, epoch
+        self._on_its_way: Future[Any] | None = None
+
+    def frames_of(self, start: Callable[[Sink], Future[T]]) -> T:
+        """Send the frames that work gives to its sink; the work's result."""
+        frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        failed = False
+
+        def sink(frame: bytes) -> bool:
+            if failed:
+                return True  # nobody waits for them any more
+            if frames.qsize() >= _MAX_FRAMES:
+                time.sleep(_PAUSE_SECONDS)  # the network is slower than the rows come
+                return False
+            frames.put(frame)
+            return True
+
+        done = start(sink)
+        done.add_done_callback(lambda _: frames.put(None))
+        try:
+            for part in _parts(frames):
+                self.put(pb.TakeRequest(frames=part, routing_epoch=self._epoch))
+        except BaseException:
+            failed = True
+            raise
+        return done.result()
+
+    def put(self, request: pb.TakeRequest) -> None:
+        """Send a part. Raises what an earlier one met."""
+        self.num_bytes += len(request.frames)
+        self.finish()
+        self._on_its_way = self._send(request)
+
+    def finish(self) -> None:
+        """Wait for the part that is on its way."""
+        if self._on_its_way is not None:
+            self._on_its_way.result(_SECONDS)
+
+
+def _parts(frames: queue.SimpleQueue[bytes | None]) -> Iterator[bytes]:
+    """Frames joined to parts of some megabytes."""
+    gathered: list[bytes] = []
+    size = 0
+    while (frame := frames.get()) is not None:
+        gathered.append(frame)
+        size += len(frame)
+        if size >= _PART_BYTES:
+            yield b"".join(gathered)
+            gathered, size = [], 0
+    if gathered:
+        yield b"".join(gathered)
+
+
+def _copy(shard: Runs, leaving: Leaving, bucket: int, sink: Sink) -> Future[Any]:
+    return shard.run("update", lambda _: leaving.copy(bucket, sink))
+
+
+def _closing(leaving: Leaving) -> Work:
+    leaving.close()
+    yield
+
+
+def _returning(value: T) -> Work:
+    yield
+    return value
+
+
+def read_buckets(data: bytes) -> BucketNumbers:
+    """int64 [n] of a message's int32."""
+    return np.frombuffer(data[: len(data) // 4 * 4], "<i4").astype(np.int64)

@@ -1,0 +1,177 @@
+"""The Ray shells: a coordinator and a shard as actors. Started by ps/actor.py."""
+
+from __future__ import annotations
+
+import gc
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup
+
+from ps.coordinator import Coordinator, Lease
+from ps.coordinator_metrics import coordinator_registry
+from ps.errors import WeirError, to_wire
+from ps.memory_limits import thresholds_here
+from ps.metrics import Endpoint
+from ps.ray_directory import CALL_SECONDS, find_coordinator
+from ps.routing import Routing
+from ps.security import SecurityOptions
+from ps.server import ShardServer
+from ps.spec import ClusterSpec
+from ps.wire import weir_pb2 as pb
+from ps.work import open_shard
+
+T = TypeVar("T")
+RENEW_SECONDS = 2.0
+
+
+class CoordinatorActor:
+    """Holds a Coordinator. Outcomes are ("ok", value) or (code, message, class name), as errors travel on the wire."""
+
+    def __init__(self, name: str, spec_json: str, num_shards: int, on_loopback: bool = False) -> None:
+        self._spec_json = spec_json
+        spec = ClusterSpec.model_validate_json(spec_json)
+        self._coordinator = Coordinator(name, num_shards=num_shards, num_buckets=spec.num_buckets)
+        self._groups: list[PlacementGroup] = []
+        host = "127.0.0.1" if on_loopback else ray.util.get_node_ip_address()
+        self._metrics_address = f"{host}:{Endpoint(coordinator_registry(self._coordinator), host, 0).port}"
+
+    def renew(
+        self, shard: int, *, address: str, incarnation: int, routing: bytes, pid: int, node: str, recovered: bool
+    ) -> None:
+        held = Routing.from_message(pb.Routing.FromString(routing)) if routing else None
+        self._coordinator.renew(Lease(shard, address, incarnation, held, pid, node, time.monotonic(), recovered))
+
+    def routing(self) -> Any:
+        return _outcome(lambda: self._coordinator.routing().to_message().SerializeToString())
+
+    def propose(self, owners: bytes | None = None) -> Any:
+        """owners: int32 [num_buckets], little-endian."""
+        wanted = None if owners is None else np.frombuffer(owners, "<i4").astype(np.int32)
+        return _outcome(lambda: self._coordinator.propose(wanted).to_message().SerializeToString())
+
+    def num_shards(self) -> int:
+        return self._coordinator.num_shards
+
+    def resize(self, num_shards: int) -> None:
+        self._coordinator.resize(num_shards)
+
+    def commit(self, epoch: int) -> Any:
+        return _outcome(lambda: self._coordinator.commit(epoch))
+
+    def ready(self) -> bool:
+        return self._coordinator.ready()
+
+    def spec(self) -> str:
+        return self._spec_json
+
+    def keep(self, group: PlacementGroup) -> None:
+        """Remember a placement group of the cluster, for whoever stops it."""
+        self._groups.append(group)
+
+    def groups(self) -> list[PlacementGroup]:
+        return self._groups
+
+    def describe(self) -> dict[str, Any]:
+        """Where its metrics are, epoch, lost and silent shards, and each shard's lease."""
+        coordinator, now = self._coordinator, time.monotonic()
+        return {
+            "metrics_address": self._metrics_address,
+            "epoch": coordinator.epoch,
+            "lost": coordinator.lost(),
+            "silent": coordinator.silent(now),
+            "shards": [
+                {
+                    "shard": lease.shard,
+                    "address": lease.address,
+                    "pid": lease.pid,
+                    "node": lease.node,
+                    "seconds_since_renewal": now - lease.renewed_at,
+                }
+                for _, lease in sorted(coordinator.leases.items())
+            ],
+        }
+
+
+class ShardActor:
+    """A shard's gRPC server in a process of its own, and the thread that renews its lease."""
+
+    def __init__(
+        self,
+        name: str,
+        shard: int,
+        on_loopback: bool = False,
+        journal: str | None = None,
+        fresh: bool = False,
+        security: str = "{}",
+    ) -> None:
+        """journal: folder of the shard's journal on its node. fresh: drop what it has, at the first start. security:
+        JSON of SecurityOptions.
+        """
+        self._name = name
+        self._shard = shard
+        self._incarnation = secrets.randbits(63)
+        self._node = ray.util.get_node_ip_address()
+        host = "127.0.0.1" if on_loopback else self._node
+        again = ray.get_runtime_context().was_current_actor_reconstructed
+        self._journal = folder = None if journal is None else Path(journal)
+        self._server = ShardServer(
+            host=host,
+            thresholds=partial(thresholds_here, ray=True),
+            shard=lambda observe: open_shard(folder, observe=observe, takes_over=again, fresh=fresh and not again),
+            security=SecurityOptions.model_validate_json(security),
+        )
+        self._recovered = self._server.work.shard.holding is not None
+        gc.freeze()  # as ps/process.py
+        self._renewing = threading.Thread(target=self._renew_forever, name="weir-lease", daemon=True)
+        self._renewing.start()
+
+    def address(self) -> str:
+        """Once it is up."""
+        return self._server.address
+
+    def forget(self) -> None:
+        """End the shard, and delete its journal."""
+        self._server.stop()
+        if self._journal is not None:
+            shutil.rmtree(self._journal, ignore_errors=True)
+
+    def _renew_forever(self) -> None:
+        coordinator = None
+        while True:
+            status = self._server.work.status()
+            routing = status.routing.SerializeToString() if status.cluster_spec else b""
+            try:
+                coordinator = coordinator or find_coordinator(self._name)
+                ray.get(
+                    coordinator.renew.remote(
+                        self._shard,
+                        address=self._server.address,
+                        incarnation=self._incarnation,
+                        routing=routing,
+                        pid=os.getpid(),
+                        node=self._node,
+                        recovered=self._recovered,
+                    ),
+                    timeout=CALL_SECONDS,
+                )
+            except (WeirError, RayError):
+                coordinator = None  # restarting, or not there yet: shards go on without it
+            time.sleep(RENEW_SECONDS)
+
+
+def _outcome(function: Callable[[], T]) -> tuple[Any, ...]:
+    try:
+        return ("ok", function())
+    except WeirError as error:
+        return to_wire(error)

@@ -1,0 +1,103 @@
+"""A checkpoint read for the tables of one shard: checked, matched by name, converted where layouts differ, and put into
+the buckets of here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ps import checkpoint
+from ps.conversion import Converter
+from ps.errors import CheckpointError
+from ps.keys import bucket_of
+from ps.mapping import Sources, TablePlan, plan_restore
+from ps.record import Record, layout_digest
+from ps.spec import ClusterSpec
+from ps.storage.layout import layout_of
+
+
+class Restoration:
+    """From `manifest` into a cluster of `spec`. Making one compiles what a conversion needs. Raises RequestError for
+    what does not fit, CheckpointError for files of an unknown layout.
+    """
+
+    def __init__(
+        self, manifest: checkpoint.Manifest, spec: ClusterSpec, sources: Sources, *, event_time: int = 0
+    ) -> None:
+        self.manifest, self.spec = manifest, spec
+        self.plan = plan_restore(manifest.spec, spec, sources)
+        self.expired: dict[str, list[int]] = {}  # by table of here: clients that are refused
+        starts = self._starts()
+        self._converters: dict[str, Converter | None] = {}
+        for name, plan in self.plan.tables.items():
+            written = {layout_digest(start["layouts"].get(name, "")) for start in starts}
+            same_names = all(here == there for here, there in plan.segments.items())
+            if same_names and written == {layout_digest(layout_of(spec.tables[plan.new]).text())}:
+                self._converters[name] = None
+            elif written == {layout_digest(layout_of(manifest.spec.tables[name]).text())}:
+                self._converters[name] = Converter(plan, manifest.spec, spec, event_time=event_time)
+            else:
+                raise CheckpointError(
+                    f"{manifest.directory}: rows of table {name!r} have a layout that this weir-ps does not make of "
+                    "their spec; restore with the version that wrote them"
+                )
+
+    def _starts(self) -> list[Mapping[str, Any]]:
+        starts = list[Mapping[str, Any]]()
+        for part in self.manifest.parts:
+            path = self.manifest.directory / part["file"]
+            with checkpoint.open_part(path) as opened:
+                start = opened.start
+            for what, said in (("num_buckets", self.manifest.spec.num_buckets), ("seed", self.manifest.spec.seed)):
+                if start.get(what) != said:
+                    raise CheckpointError(f"{path} has {what} {start.get(what)}, the manifest says {said}")
+            for table, ids in start.get("expired", {}).items():
+                if table in self.plan.tables:
+                    self.expired.setdefault(self.plan.tables[table].new, []).extend(ids)
+            starts.append(start)
+        return starts
+
+    def records(self, owns: NDArray[np.bool_], *, convert: bool = True) -> Iterator[Record]:
+        """What belongs into the buckets that `owns` (bool [num_buckets of here]) names, record by record, each checked.
+
+        convert: False only reads, which checks every byte of what would be loaded.
+        """
+        old, new = self.manifest.spec.num_buckets, self.spec.num_buckets
+        wider = max(old, new)
+        spread = np.repeat(owns, wider // new).reshape(old, wider // old)
+        owned = set(np.flatnonzero(spread.any(axis=1)).tolist())  # buckets of the checkpoint
+
+        def wanted(table: str, bucket: int) -> bool:
+            return table in self.plan.tables and bucket in owned
+
+        for part in self.manifest.parts:
+            with checkpoint.open_part(self.manifest.directory / part["file"], wanted) as opened:
+                for record in opened.records:
+                    if convert:
+                        yield from self._converted(record, self.plan.tables[record.table], owns)
+
+    def _converted(self, record: Record, plan: TablePlan, owns: NDArray[np.bool_]) -> Iterator[Record]:
+        if plan.keeps_buckets:
+            yield self._reshaped(record, plan)
+            return
+        buckets = bucket_of(record.keys, self.spec.num_buckets)
+        for bucket in np.unique(buckets).tolist():
+            if owns[bucket]:
+                chosen = buckets == bucket
+                part = replace(
+                    record, keys=record.keys[chosen], images=record.images[chosen], bucket=bucket, applied=b""
+                )
+                yield self._reshaped(part, plan)
+
+    def _reshaped(self, record: Record, plan: TablePlan) -> Record:
+        converter = self._converters[record.table]
+        images = record.images
+        if converter is not None and len(record.keys):
+            images = converter.convert(record.keys, images)
+        admission = record.admission if plan.keeps_buckets and plan.keeps_admission else b""
+        return replace(record, table=plan.new, images=images, admission=admission)

@@ -1,0 +1,284 @@
+"""Every file that Weir reads back, and how: what the fuzz test of files damages.
+
+One more kind of file is one more Reader in READERS: who writes a right one, which file is damaged, who reads it.
+"""
+
+import json
+import shutil
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import torch
+
+from ps import checkpoint
+from ps.journal.lock import Lock
+from ps.journal.recovery import recover
+from ps.journal.snapshot import POINTER
+from ps.routing import Routing
+from ps.security import SecurityOptions, TlsOptions, client_identity, read_token
+from ps.shard import Shard
+from ps.spec import ClusterSpec
+from ps.wire import weir_pb2 as pb
+from ps.work import WorkThread, open_shard
+from tests.ps.certificates import Authority
+from tests.ps.driving import NUM_BUCKETS, TWO_TABLES, call, keys_in, message, push
+from tests.workers.training.recipe import load, write
+from workers.config import load_config
+from workers.inspect import inspect
+from workers.planning.figures import read_figures
+from workers.samples.open import open_splits
+from workers.training.dense import FILE as DENSE
+from workers.training.dense import load_dense, save_dense
+from workers.training.position import POSITION_FILE, Position, read_position, write_position
+from workers.training.runs import open_run
+from workers.training.schedule import Schedule
+
+KEYS = keys_in(range(NUM_BUCKETS), each=3)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """make(folder): writes a right one, and whatever it needs beside it. file: which one is damaged, a glob. read:
+    all that is done with it. seal: puts checksums right, so that damage is found by what stands behind them.
+    """
+
+    make: Callable[[Path], object]
+    file: str
+    read: Callable[[Path], object]
+    seal: Callable[[bytes], bytes] = bytes
+
+
+# Checkpoints.
+
+
+def placed(work, spec=TWO_TABLES):
+    """The thread of work, of a shard that owns all buckets."""
+    routing = Routing.initial(NUM_BUCKETS, ["here:1"]).to_message()
+    work.assign(pb.AssignRequest(cluster_spec=spec.model_dump_json().encode(), routing=routing)).result(120)
+    return work
+
+
+def updated(work, sequences=(1, 2)):
+    for sequence in sequences:
+        calls = [push(KEYS, table="user"), push(KEYS, table="item", width=2), call("sweep", table="item")]
+        work.execute(message(*calls, sequence=sequence, step=sequence)).result(30)
+    work.execute(message(call("delete", keys=KEYS[:5]), sequence=max(sequences) + 1)).result(30)
+    return work
+
+
+@cache
+def running():
+    """A shard with rows, to save from and to restore to."""
+    return updated(placed(WorkThread(Shard())))
+
+
+def make_checkpoint(folder):
+    source = running_checkpoint()
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+@cache
+def running_checkpoint():
+
+    folder = Path(tempfile.mkdtemp(prefix="weir-fuzz-"))
+    part = running().save(str(folder)).manifest
+    checkpoint.write_manifest(folder, TWO_TABLES, [part], {"step": 2})
+    return folder
+
+
+def with_length(folder):
+    """The manifest says how long the damaged file of rows is, as if that were right."""
+    path = folder / checkpoint.MANIFEST
+    body = json.loads(path.read_text())
+    body["parts"][0]["bytes"] = (folder / body["parts"][0]["file"]).stat().st_size
+    path.write_bytes(sealed_json(json.dumps(body).encode()))
+
+
+def read_rows(folder):
+    with_length(folder)
+    checkpoint.find_row(folder, "user", int(KEYS[7]))
+    checkpoint.verify(folder)
+    inspect(folder, slots=True)
+    running().restore(str(folder))
+
+
+def sealed_json(data):
+    """JSON with its crc32 over all else."""
+    try:
+        body = json.loads(data)
+        body.pop("crc32", None)
+        return json.dumps({**body, "crc32": zlib.crc32(json.dumps(body, sort_keys=True).encode())}).encode()
+    except (ValueError, AttributeError, RecursionError):
+        return data
+
+
+def sealed_frames(data):
+    """A file of frames (ps/record.py) with right checksums of headers and bodies, as far as its lengths go."""
+    out, at = bytearray(data), 8
+    while at + 8 <= len(out):
+        (length,) = struct.unpack_from("<I", out, at)
+        if at + 8 + length > len(out):
+            break
+        packed = bytes(out[at + 8 : at + 8 + length])
+        struct.pack_into("<I", out, at + 4, zlib.crc32(packed))
+        at += 8 + length
+        try:
+            size = body_bytes(msgpack.unpackb(packed))
+        except Exception:  # whatever msgpack raises on damage; the reader will say more
+            break
+        if size is not None and 0 <= size <= len(out) - at - 4:
+            struct.pack_into("<I", out, at + size, zlib.crc32(bytes(out[at : at + size])))
+            at += size + 4
+        elif size is not None:
+            break
+    return bytes(out)
+
+
+def body_bytes(header):
+    """Of a frame of rows, of a checkpoint or of a journal; None: it has no body."""
+    if header["kind"] != "rows":
+        return None
+    if "count" in header:
+        return header["count"] * (8 + header["image_bytes"])
+    rows = sum(count * (8 + size) for count, size in (header["full"], header["early"]))
+    return rows + 8 * header["removed"] + 12 * header["gathered"]
+
+
+# Journals.
+
+
+@cache
+def journal():
+    """A folder with two segments and a snapshot, of a shard that has ended."""
+
+    folder = Path(tempfile.mkdtemp(prefix="weir-fuzz-")) / "journal"
+    spec = ClusterSpec.model_validate(
+        {**TWO_TABLES.model_dump(), "durability": {"mode": "journal", "snapshot_after_bytes": 4096}}
+    )
+    for again in range(2):
+        work = placed(WorkThread(open_shard(folder)), spec)
+        updated(work, (4 * again + 1, 4 * again + 2))
+        work.close()
+    assert (folder / POINTER).exists(), "so many updates made a snapshot"
+    return folder
+
+
+def make_journal(folder):
+    shutil.copytree(journal(), folder, dirs_exist_ok=True)
+
+
+def read_journal(folder):
+    lock = Lock(folder, takes_over=False)
+    try:
+        found = recover(folder, lock, now=0.0)
+    except BaseException:
+        lock.close()
+        raise
+    if found is not None:
+        found.journal.close()
+
+
+# Runs.
+
+
+def tower():
+    torch.manual_seed(3)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 1))
+    return model, torch.optim.Adam(model.parameters(), lr=0.01)
+
+
+def make_dense(folder):
+    model, optimizer = tower()
+    model(torch.randn(8, 3)).square().mean().backward()
+    optimizer.step()
+    save_dense(folder, model, optimizer)
+
+
+def make_position(folder):
+    write_position(folder, Position(1, 2, 3, 4, 5.0, {"main": 6.0}), 7.5, Schedule(True, 2).state())
+
+
+def make_run(folder):
+    """A run that was begun, with one complete checkpoint."""
+    run, _ = open_run(folder, "small", load(folder).model_dump(mode="json"), resume=True)
+    make_checkpoint(run.checkpoints / "step-2")
+
+
+def read_run(folder):
+    config = load_config(folder / "recipe.yaml").model_dump(mode="json")
+    (checkpoint_folder,) = (folder / "small/0001/checkpoints").iterdir()
+    open_run(folder, "small", config, resume=True)
+    inspect(checkpoint_folder)
+
+
+# What people write.
+
+
+def make_data(suffix, text):
+    def make(folder):
+        (folder / f"train.{suffix}").write_text(text)
+
+    return make
+
+
+def read_data(form, **parts):
+    def read(folder):
+        data = {"data.format": form, "data.generated": None, "data.root": str(folder), "data.batch_size": 4}
+        config = load(folder, {**data, "data.train": f"train.{form}", "group": None, **parts})
+        for batch in open_splits(config)["train"].batches(drop_last=False):
+            assert np.isfinite(batch.dense).all()
+
+    return read
+
+
+CSV = "click,user,price\n" + "".join(f'{i % 2},"u{i}, x",{i}.5\n' for i in range(9))
+TWO_FIELDS = {"fields": {"user": "categorical", "price": {"type": "numeric"}}}
+
+
+def make_identity(folder):
+    ours = Authority(folder)
+    ours.sign("client")
+    (folder / "token").write_text("correct-horse")
+    (folder / "token").chmod(0o600)
+
+
+def read_identity(folder):
+    options = TlsOptions(
+        authority=str(folder / "authority.pem"),
+        client_certificate=str(folder / "client.pem"),
+        client_key=str(folder / "client.key"),
+    )
+    client_identity(SecurityOptions(tls=options))
+
+
+READERS = {
+    "manifest": Reader(make_checkpoint, checkpoint.MANIFEST, checkpoint.read_manifest, sealed_json),
+    "rows": Reader(make_checkpoint, "rows-*.weir", read_rows, sealed_frames),
+    "journal": Reader(make_journal, "journal-*.weir", read_journal, sealed_frames),
+    "acknowledged": Reader(make_journal, "ACKNOWLEDGED", read_journal),
+    "pointer": Reader(make_journal, POINTER, read_journal, sealed_json),
+    "snapshot": Reader(make_journal, "snapshot-*.weir", read_journal, sealed_frames),
+    "lock": Reader(make_journal, "LOCK", read_journal),
+    "position": Reader(make_position, POSITION_FILE, read_position),
+    "dense": Reader(make_dense, DENSE, lambda folder: load_dense(folder, *tower())),
+    "run": Reader(make_run, "small/0001/config.json", read_run),
+    "recipe": Reader(write, "recipe.yaml", lambda folder: load_config(folder / "recipe.yaml")),
+    "figures": Reader(
+        lambda folder: shutil.copy("workers/planning/figures.json", folder),
+        "figures.json",
+        lambda folder: read_figures(folder / "figures.json"),
+    ),
+    "csv": Reader(make_data("csv", CSV), "train.csv", read_data("csv", **TWO_FIELDS)),
+    "token": Reader(
+        make_identity, "token", lambda folder: read_token(SecurityOptions(token_file=str(folder / "token")))
+    ),
+    "authority": Reader(make_identity, "authority.pem", read_identity),
+    "key": Reader(make_identity, "client.key", read_identity),
+}
