@@ -150,10 +150,12 @@ class Authority:
         terms = [report[0].term if report and report[0].role == "primary" else -1 for report in self._reports]
         return terms[place] >= 0 and terms[place] == max(terms)
 
-    def describe(self, place: int, now: float) -> dict[str, object]:
-        """Of the process at a place: role, address, term."""
-        seen = self._seen(now)[place]
-        return {} if seen is None else {"role": seen.role, "address": seen.address, "term": seen.term}
+    def describe(self, now: float) -> list[dict[str, object]]:
+        """Of both processes: role, address, term; empty of one that is gone."""
+        return [
+            {} if seen is None else {"role": seen.role, "address": seen.address, "term": seen.term}
+            for seen in self._seen(now)
+        ]
 
     def _seen(self, now: float) -> list[Seen | None]:
         """Whoever was silent for a lease counts as gone: a primary's own lease has ended before it is replaced."""

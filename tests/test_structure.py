@@ -49,7 +49,8 @@ LEVELS = [
     {
         "shells": [
             "ps", "ps.actor", "ps.coordinator", "ps.coordinator_metrics", "ps.pairing", "ps.pairs", "ps.placement",
-            "ps.ray_actors", "ps.ray_directory", "ps.ray_resharding", "ps.session", "ps.shard_process",
+            "ps.ray_actors", "ps.ray_directory", "ps.ray_resharding", "ps.reporting", "ps.session",
+            "ps.shard_process",
         ]
     },
     {"config": ["workers.config", "workers.metrics"]},
