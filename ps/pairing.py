@@ -1,15 +1,16 @@
 """Which process of a pair is to be what: the decisions of the one authority over it. Plain: what was seen goes in, the
 next order comes out.
 
-Every order to a primary has a new term. Who is to take over alone must have reached the term of the last such order
-(`issued`), for only then it has every update that was acknowledged; so an authority notes it before it sends the order.
+Every order to a primary has a new term. Who takes over from a primary that cannot be asked must have reached the term
+of the last such order, for only then it has every update that was acknowledged; so an authority notes it before it
+sends the order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ps.errors import JournalError
 from ps.wire import weir_pb2 as pb
@@ -48,13 +49,20 @@ class Order:
     has_standby: bool = False
 
 
-def next_order(seen: Sequence[Seen | None], issued: int) -> Order | None:
-    """seen: of both places; None: no process there, or none yet. issued: term of the last order to a primary, 0: not
-    known. None: all is well, or more must be seen first.
+class Issued(NamedTuple):
+    """The last order to a primary. term 0: not known."""
+
+    term: int = 0
+    place: int = 0
+
+
+def next_order(seen: Sequence[Seen | None], issued: Issued) -> Order | None:
+    """seen: of both places; None: no process there, or none yet. issued: the last order to a primary. Returns None
+    where all is well, or more must be seen first.
 
     Raises JournalError where neither process has all that was acknowledged.
     """
-    newest = max([issued, *(each.term for each in seen if each is not None)])
+    newest = max([issued.term, *(each.term for each in seen if each is not None)])
     leading = [(each.term, place) for place, each in enumerate(seen) if each is not None and each.role == "primary"]
     if leading:
         return _beside(seen, max(leading)[1], newest + 1)
@@ -83,15 +91,16 @@ def _beside(seen: Sequence[Seen | None], place: int, term: int) -> Order | None:
     return Order(1 - place, "standby", term, primary.address)
 
 
-def _heir(seen: Sequence[Seen | None], issued: int) -> int | None:
+def _heir(seen: Sequence[Seen | None], issued: Issued) -> int | None:
     """There is no primary: who becomes it?"""
     present = [each for each in seen if each is not None]
     if any(each.role == "silent" for each in present) or not present:
         return None
-    # What the newest primary has acknowledged: both know it, where they are there; one alone may have missed it.
+    # What the newest primary has acknowledged: its folder tells; where that cannot be seen, what it was ordered last.
     least = max([each.term for each in present if each.kept == "primary"], default=0)
-    if len(present) < 2:
-        least = max(least, issued)
+    last = seen[issued.place]
+    if last is None or not last.kept:
+        least = max(least, issued.term)
     able = [
         (each.term, each.role == "standby", each.kept == "primary", -place)
         for place, each in enumerate(seen)
@@ -99,7 +108,7 @@ def _heir(seen: Sequence[Seen | None], issued: int) -> int | None:
         and (each.role == "standby" or (each.role == "undecided" and each.kept in ("primary", "standby")))
         and each.term >= least
     ]
-    if able and (issued or len(present) == 2):
+    if able and (issued.term or len(present) == 2):
         return -max(able)[3]
     if len(present) < 2 or able:
         return None
@@ -108,9 +117,10 @@ def _heir(seen: Sequence[Seen | None], issued: int) -> int | None:
         raise JournalError(f"{damaged[0].problem}; no standby has what it had")
     if all(each.role == "undecided" and not each.kept for each in present):
         return 0  # both are new
-    if all(each.role in ("undecided", "empty", "filling", "broken") for each in present):
-        raise JournalError("neither folder of the pair has all rows: that of the primary is gone; restore a checkpoint")
-    return None
+    raise JournalError(
+        f"neither process of the pair has all that was acknowledged, up to term {least}: the primary's folder is gone; "
+        "bring it back, or restore a checkpoint"
+    )
 
 
 class Authority:
@@ -123,7 +133,7 @@ class Authority:
     def __init__(self, lease_seconds: float) -> None:
         self.failed = ""  # why nobody can lead, or empty
         self._lease_seconds = lease_seconds
-        self._issued = 0
+        self._issued = Issued()
         self._reports: list[tuple[Seen, float] | None] = [None, None]
 
     def report(self, place: int, seen: Seen, *, now: float) -> None:
@@ -142,7 +152,7 @@ class Authority:
         if order is None or order.place != place:
             return None
         if order.role == "primary":
-            self._issued = order.term
+            self._issued = Issued(order.term, order.place)
         return message_of(order, predecessor_is_dead=_has_replaced_the_primary(seen[1 - place]))
 
     def leads(self, place: int) -> bool:

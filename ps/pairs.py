@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from ps.errors import JournalError, UnavailableError, WeirError
-from ps.pairing import Order, Seen, message_of, next_order
+from ps.pairing import Issued, Order, Seen, message_of, next_order
 from ps.security import SecurityOptions
 from ps.shard_process import START_SECONDS, ShardProcess
 from ps.transport import Transport
@@ -46,7 +46,7 @@ class Pair:
         self._shard, self._folders, self._processes, self._security = shard, folders, processes, security
         self._places = (len(processes), len(processes) + 1)
         self._transport, self._seconds = transport, standby_seconds
-        self._issued = 0
+        self._issued = Issued()
         self._addresses = ["", ""]
         self._heard_at: dict[ShardProcess, float] = {}
         self._stopping = threading.Event()
@@ -143,7 +143,7 @@ class Pair:
             return
         assert target is not None
         if order.role == "primary":
-            self._issued = order.term
+            self._issued = Issued(order.term, order.place)
         # Whoever served before is gone: a silent process is waited for, or ended.
         message = message_of(order, predecessor_is_dead=True)
         try:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ps.errors import JournalError
-from ps.pairing import Order, Seen, next_order
+from ps.pairing import Issued, Order, Seen, next_order
 
 NEW = Seen("undecided", address="a")
 
@@ -50,6 +50,8 @@ def stored(kept, term, address="a", role="undecided", **fields):
         # A standby that was removed before has not all.
         ((None, follower("standby", 2)), 3, None),
         ((stored("primary", 3), follower("standby", 2)), 3, Order(0, "primary", 4, "b")),
+        ((stored("primary", 3), None), 3, Order(0, "primary", 4)),
+        ((stored("primary", 3), None), 5, Order(0, "primary", 6)),  # it never heard of those after
         ((stored("primary", 3), follower("standby", 2)), 0, Order(0, "primary", 4, "b")),
         # Nobody knows what was ordered last.
         ((None, follower("standby", 2)), 0, None),
@@ -57,6 +59,8 @@ def stored(kept, term, address="a", role="undecided", **fields):
         ((stored("standby", 2), stored("primary", 2, "b")), 0, Order(1, "primary", 3, "a")),
         ((stored("primary", 2), stored("primary", 5, "b")), 0, Order(1, "primary", 6, "a")),
         ((stored("primary", 2), stored("", 0, "b")), 0, Order(0, "primary", 3, "b")),
+        # A folder is gone.
+        ((NEW, follower("standby", 2)), 2, Order(1, "primary", 3, "a")),
         # Damage.
         ((stored("primary", 2, role="damaged"), follower("standby", 2)), 2, Order(1, "primary", 3, "a")),
         ((stored("primary", 2, role="damaged"), stored("standby", 2, "b")), 0, Order(1, "primary", 3, "a")),
@@ -66,20 +70,21 @@ def stored(kept, term, address="a", role="undecided", **fields):
     ],
 )
 def test_orders(seen, issued, order):
-    assert next_order(seen, issued) == order
+    assert next_order(seen, Issued(issued)) == order
 
 
 @pytest.mark.parametrize(
-    "seen",
+    ("seen", "issued"),
     [
-        (stored("primary", 3, role="damaged", problem="byte 7"), stored("standby", 2, "b")),
-        (stored("primary", 2, role="damaged", problem="byte 7"), follower("filling", 2)),
-        (stored("", 0), stored("filling", 2, "b")),
+        ((stored("primary", 3, role="damaged", problem="byte 7"), stored("standby", 2, "b")), 0),
+        ((stored("primary", 2, role="damaged", problem="byte 7"), follower("filling", 2)), 0),
+        ((stored("", 0), stored("filling", 2, "b")), 0),
+        ((NEW, follower("standby", 2)), 3),  # the primary had gone on alone, and its folder is gone
     ],
 )
-def test_where_nobody_has_all_it_is_said(seen):
+def test_where_nobody_has_all_it_is_said(seen, issued):
     with pytest.raises(JournalError):
-        next_order(seen, 0)
+        next_order(seen, Issued(issued))
 
 
 class Process:
@@ -108,7 +113,7 @@ class Process:
 @pytest.mark.parametrize("seed", range(200))
 def test_whoever_leads_has_every_acknowledged_update(seed):
     rng = np.random.default_rng(seed)
-    processes, alive, issued, acknowledged = [Process("a"), Process("b")], [True, True], 0, 0
+    processes, alive, issued, acknowledged = [Process("a"), Process("b")], [True, True], Issued(), 0
     for _ in range(300):
         event = rng.choice(["look", "look", "look", "fill", "push", "push", "kill", "start", "forget"])
         leading = [each for each, lives in zip(processes, alive, strict=True) if lives and each.role == "primary"]
@@ -120,7 +125,7 @@ def test_whoever_leads_has_every_acknowledged_update(seed):
         if event == "look":
             order = next_order([each.seen() if lives else None for each, lives in zip(processes, alive)], issued)
             if order is not None and order.role != "end":
-                issued = order.term if order.role == "primary" else issued
+                issued = Issued(order.term, order.place) if order.role == "primary" else issued
                 if rng.random() < 0.9:  # else the order is lost
                     processes[order.place].obey(order)
         elif event == "fill" and follows and other.role in ("empty", "filling"):
@@ -142,6 +147,6 @@ def test_whoever_leads_has_every_acknowledged_update(seed):
                 alive[place] = True
                 processes[place].start()
         elif event == "forget" and all(alive):
-            issued = 0  # the authority was started anew
+            issued = Issued()  # the authority was started anew
         for each, lives in zip(processes, alive, strict=True):
             assert not (lives and each.role == "primary") or each.disk >= acknowledged
