@@ -88,6 +88,8 @@ def _beside(seen: Sequence[Seen | None], place: int, term: int) -> Order | None:
         return None
     if other.role == "empty" and other.term > primary.term:
         return Order(place, "primary", other.term, other.address, has_standby=True)
+    if other.role in _FOLLOWING and other.term > primary.term:
+        return None  # it is being filled: what the primary said of itself is older
     return Order(1 - place, "standby", term, primary.address)
 
 

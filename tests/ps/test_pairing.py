@@ -30,6 +30,8 @@ def stored(kept, term, address="a", role="undecided", **fields):
         ((NEW, NEW), 0, Order(0, "primary", 1, "a")),
         ((primary(1), NEW), 1, Order(1, "standby", 2, "a")),
         ((primary(1), follower("empty", 2)), 1, Order(0, "primary", 2, "b", has_standby=True)),
+        ((primary(1), follower("filling", 2)), 2, None),  # the primary has the order, and has not said so yet
+        ((primary(1), follower("standby", 2)), 2, None),
         ((primary(2, has_standby=True), follower("empty", 2)), 2, None),
         ((primary(2, has_standby=True), follower("filling", 2)), 2, None),
         ((primary(2, has_standby=True), follower("standby", 2)), 2, None),
