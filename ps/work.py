@@ -22,12 +22,13 @@ import numpy as np
 from pydantic import ValidationError
 
 from ps import checkpoint
-from ps.errors import CheckpointError, OverloadedError, RequestError, UnavailableError, WrongEpochError
+from ps.errors import CheckpointError, JournalError, OverloadedError, RequestError, UnavailableError, WrongEpochError
 from ps.giving import give, read_buckets
 from ps.holding import Holding
 from ps.journal.journal import Journal
 from ps.journal.lock import Lock
 from ps.journal.recovery import recover, remove_journal
+from ps.journal.role import read_role, remove_role
 from ps.mapping import decode_mapping
 from ps.memory_limits import Threshold, check_limits, shards_beside, thresholds_here
 from ps.moving import take
@@ -98,8 +99,10 @@ class WorkThread:
             raise WrongEpochError(
                 "this shard has no place in a cluster yet; it must be assigned, and restored if it had rows"
             )
-        checked = check_request(request, holding.spec, self._mappings, self._limits)
         journal = self.shard.journal
+        if journal is not None:
+            journal.check_leads()
+        checked = check_request(request, holding.spec, self._mappings, self._limits)
         if checked.is_update and journal is not None and (trouble := journal.trouble):
             self.num_overloaded += 1
             raise OverloadedError(f"shard {holding.shard} takes no updates: {trouble}")
@@ -190,6 +193,10 @@ class WorkThread:
         records = found.records(owns)
         loaded: Future[int] = self._submit(lambda answer: self.shard.restore(records, found.expired, answer))
         return pb.RestoreReply(num_rows=loaded.result())
+
+    def submit(self, event: Callable[[Future[T]], None]) -> Future[T]:
+        """Run what resolves the future on the thread of work. Raises UnavailableError once it was closed."""
+        return self._submit(event)
 
     def run(self, mode: Mode, work: Callable[[Holding], Generator[None, None, T]]) -> Future[T]:
         """Enqueue work on what the shard holds."""
@@ -311,10 +318,16 @@ def open_shard(
     """
     if folder is None:
         return Shard(observe=observe)
+    if not fresh and (kept := read_role(folder)).role:
+        raise JournalError(
+            f"the journal in {folder} is one of a pair ({kept.role} of term {kept.term}), and the other one may have "
+            "more; start it with durability.mode: replicated"
+        )
     lock = Lock(folder, takes_over=takes_over)
     try:
         if fresh:
             remove_journal(folder)
+            remove_role(folder)
         recovered = recover(folder, lock, now=time.monotonic())
     except BaseException:
         lock.close()
