@@ -278,7 +278,7 @@ def main() -> None:
         if "checkpoint" in parts:
             result |= checkpoint(folder, max(1_000_000, arguments.rows // 5), arguments.rounds)
         if "recovery" in parts:
-            result |= recovery(folder, sizes, min(arguments.rounds, 5))
+            result |= recovery(folder, sizes, 3 if arguments.quick else arguments.rounds)
     result |= {"rows": arguments.rows, "rounds": arguments.rounds, "machine": machine()}
     if arguments.json:
         print(json.dumps(result))

@@ -306,7 +306,7 @@ class Writer:
     def _begin(self, name: SegmentName, after: tuple[str, int] | None) -> None:
         place = {"epoch": name.epoch, "first": name.first, "after": after}
         path, start = self._folder / str(name), encode_start({**self._start, **place})
-        temporary = path.with_suffix(".tmp")
+        temporary = self._folder / "journal.tmp"  # one name: what a crash leaves is overwritten
         file = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             if os.write(file, start) != len(start):

@@ -324,7 +324,8 @@ class Table:
             addresses = self._locate(keys)[0]
         elif len(absent):
             self.new_rows.reserve(keys[absent])
-            addresses = self._locate(keys)[0]  # the first rows of a bucket move when it gets more room
+            if len(absent) < len(keys):  # the first rows of a bucket move when it gets more room
+                addresses = self._locate(keys)[0]
         addresses[absent] = self.new_rows.append(keys[absent], kind)
         words = np.ascontiguousarray(images).view(np.uint32)
         write_images(self.arena.words, addresses, words, self._layout.early_words)

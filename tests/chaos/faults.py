@@ -3,6 +3,7 @@ reachable. What it returns is what it did, for the table: its own name, or that 
 """
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -58,7 +59,7 @@ def kill_in_snapshot(shards, rng, clients):
     shard, deadline = _any(shards, rng), time.monotonic() + _SNAPSHOT_SECONDS
     found = False
     while not found and time.monotonic() < deadline:
-        found = any(entry.name.endswith(".tmp") for entry in os.scandir(shards.journals[shard]))
+        found = any(re.fullmatch(r"snapshot-.*\.tmp", entry.name) for entry in os.scandir(shards.journals[shard]))
     time.sleep(rng.choice([0.0, 0.0, 0.001, 0.005, 0.02]))
     shards.kill(shard)
     shards.restart(shard)
