@@ -4,10 +4,12 @@
 PYTHON       ?= python3
 PIP_FLAGS    ?=
 PYTEST_FLAGS ?= --durations=10
+FAULTS       ?= 200
+CHAOS_FLAGS  ?=
 BIN          := .venv/bin
 BENCHMARKS   := $(sort $(wildcard benchmarks/*.py))
 
-.PHONY: demo test test-slow check format bench proto clean
+.PHONY: demo test test-slow chaos check format bench proto clean
 
 demo: .venv/.installed  ## train DeepFM on a generated click log through two Ray shards
 	$(BIN)/weir train configs/demo.yaml
@@ -17,6 +19,9 @@ test: .venv/.installed
 
 test-slow: .venv/.installed  ## what the default run leaves out, too
 	$(BIN)/python -m pytest -m "slow or not slow" $(PYTEST_FLAGS)
+
+chaos: .venv/.installed  ## faults against a cluster with journals: make chaos FAULTS=400 CHAOS_FLAGS=--json
+	$(BIN)/python -m tests.chaos.runner --faults $(FAULTS) $(CHAOS_FLAGS)
 
 check: .venv/.installed
 	$(BIN)/ruff format --check .

@@ -111,13 +111,17 @@ def start_cluster(
     return RayDirectory(name)
 
 
-def reserve_room(name: str, spec: ClusterSpec, shards: int, cpus_per_shard: float, seconds: float) -> PlacementGroup:
-    """A placement group for so many shards, with standbys. Raises RequestError when the nodes have no room."""
+def reserve_room(
+    name: str, spec: ClusterSpec, shards: int, cpus_per_shard: float, seconds: float, *, more: str = ""
+) -> PlacementGroup:
+    """A placement group for so many shards, with standbys. more: what tells its name from those of the cluster's
+    others. Raises RequestError when the nodes have no room.
+    """
     count = shards * processes_each(spec)
     bundle, strategy = room_for_shards(count, cpus_per_shard)
     if spec.durability.is_replicated:
         strategy = "SPREAD"
-    group = placement_group([bundle] * count, strategy=strategy, name=namespace(name), lifetime="detached")
+    group = placement_group([bundle] * count, strategy=strategy, name=namespace(name) + more, lifetime="detached")
     if not group.wait(timeout_seconds=min(30.0, seconds)):
         remove_placement_group(group)
         raise RequestError(

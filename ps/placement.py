@@ -74,6 +74,7 @@ class LocalCluster:
         self._are_processes = placement == "process"
         self._between = InProcessTransport(self._hosts)
         self._journals: list[Path | None] = []
+        self._addresses: tuple[str, ...] = ()
         self.pairs: list[Pair] = []
         self._pair_transport: Transport | None = None
         try:
@@ -138,7 +139,7 @@ class LocalCluster:
         """Of the shards; of pairs, where their primaries are now."""
         if self.pairs:
             return tuple(pair.address for pair in self.pairs)
-        return tuple(process.address for process in self.processes) if self._are_processes else tuple(self._hosts)
+        return self._addresses
 
     def _start(self, more: int, *, fresh: bool) -> None:
         """So many shards more."""
@@ -153,10 +154,11 @@ class LocalCluster:
             else:
                 send = partial(send_part, self._between)
                 self._hosts[f"in-process:{shard}"] = WorkThread(open_shard(journal, fresh=fresh), send=send)
-        for process in self.processes:
-            _ = process.address  # once it is up
-        for pair in self.pairs:
+        for pair in self.pairs[first:]:
             pair.wait_until_led()
+        if not self.pairs:
+            made = [process.address for process in self.processes[first:]] or [*self._hosts][first:]
+            self._addresses = (*self._addresses, *made)
 
     def _start_pair(self, shard: int, *, fresh: bool) -> None:
         journal = self._journals[-1]
@@ -182,6 +184,7 @@ class LocalCluster:
         for pair in self.pairs[kept:]:
             pair.stop()
         del self.pairs[kept:]
+        self._addresses = self._addresses[:kept]
         with self._reviver.lock if self._reviver is not None else nullcontext():
             first = kept * (1 + self.spec.durability.is_replicated)
             ended = self.processes[first:]

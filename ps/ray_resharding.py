@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator
 
@@ -116,7 +117,7 @@ def _add(name: str, numbers: range, cpus_per_shard: float, *, on_loopback: bool,
     directory, spec = RayDirectory(name), cluster_spec(name)
     if sum(node["Alive"] for node in ray.nodes()) == 1:
         check_limits(spec, numbers.stop * processes_each(spec), thresholds_here(ray=True))
-    group = reserve_room(name, spec, len(numbers), cpus_per_shard, START_SECONDS)
+    group = reserve_room(name, spec, len(numbers), cpus_per_shard, START_SECONDS, more=f"-{secrets.token_hex(4)}")
     directory.ask("keep", group)
     directory.ask("resize", numbers.stop)
     deadline = time.monotonic() + START_SECONDS

@@ -132,7 +132,8 @@ class Shard:
         def finished(reply: Any, error: Exception | None) -> None:
             self._observe(kind, self._clock() - arrived)
             self._answer_update([answer], reply, error) if request.is_update else self._answer([answer], reply, error)
-            self._after_update(holding)
+            if request.is_update:  # while a read ends, an update may be half in the journal
+                self._after_update(holding)
 
         self._add(mode, execute(holding, request, now=arrived), finished)
 
@@ -365,8 +366,8 @@ class Shard:
 
 
 def _logged(running: Generator[None, None, Any], journal: Journal, *, each_slice: bool) -> Generator[None, None, Any]:
-    """Run, then give to the journal what changed, also where it failed. each_slice: before every yield too, for other
-    updates may come between.
+    """Run, then give to the journal what changed, also where it failed. each_slice: at every yield and in one go, for
+    other updates may come between.
     """
     error, result = None, None
     while True:
@@ -381,7 +382,10 @@ def _logged(running: Generator[None, None, Any], journal: Journal, *, each_slice
         if each_slice:
             journal.commit_now()
         yield
-    yield from journal.commit()
+    if each_slice:
+        journal.commit_now()
+    else:
+        yield from journal.commit()
     if error is not None:
         raise error
     return result

@@ -22,6 +22,7 @@ from ps.security import SecurityOptions
 START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 _LOOK_SECONDS = 0.05
+_MISTAKE = 2  # exit status of a process that was asked for what cannot be
 _log = logging.getLogger("weir.placement")
 
 
@@ -59,6 +60,7 @@ class ShardProcess:
             env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
         )
         self._where: dict[str, Any] = {}
+        self._lock = threading.Lock()  # it says so once
 
     @property
     def pid(self) -> int:
@@ -67,9 +69,15 @@ class ShardProcess:
     @property
     def address(self) -> str:
         """host:port. Waits for the process to be up. Raises UnavailableError with what it said when it is not."""
-        if not self._where:
-            self._where = self._read_where()
+        with self._lock:
+            if not self._where:
+                self._where = self._read_where()
         return str(self._where["address"])
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it has said where it listens, and was heard."""
+        return bool(self._where)
 
     @property
     def is_running(self) -> bool:
@@ -79,10 +87,10 @@ class ShardProcess:
     def known_address(self) -> str:
         """The address; empty before it is up."""
         assert self.process.stdout is not None
-        if not self._where and select.select([self.process.stdout], [], [], 0.0)[0]:
+        if self.is_up or (not self.process.stdout.closed and select.select([self.process.stdout], [], [], 0.0)[0]):
             with suppress(UnavailableError):
                 return self.address
-        return str(self._where["address"]) if self._where else ""
+        return ""
 
     def kill(self) -> None:
         """End it at once."""
@@ -124,10 +132,12 @@ class Reviver:
     def __init__(
         self, processes: list[ShardProcess], journals: Sequence[Path | None], security: SecurityOptions | None
     ) -> None:
-        """processes: replaced in place. One that ends before it listens is left: its journal cannot be read."""
+        """processes: replaced in place. One that ends with status 2 is left: its journal cannot be read."""
         self.num_revived = 0
         self.lock = threading.Lock()  # held while it looks: whoever ends processes on purpose holds it
         self._processes, self._journals, self._security = processes, journals, security
+        self._given_up: set[int] = set()
+        self._ports: dict[int, int] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="weir-reviver", daemon=True)
         self._thread.start()
@@ -138,23 +148,26 @@ class Reviver:
         self._thread.join()
 
     def _run(self) -> None:
-        given_up: set[int] = set()
         while not self._stopping.wait(_LOOK_SECONDS):
             with self.lock:
-                self._look(given_up)
+                self._look()
 
-    def _look(self, given_up: set[int]) -> None:
-        for shard, process in enumerate(self._processes):
-            if shard in given_up or process.process.poll() is None:
-                continue
-            port = int(process.address.rpartition(":")[2])
+    def _look(self) -> None:
+        dead = [shard for shard, process in enumerate(self._processes) if process.process.poll() is not None]
+        started = [shard for shard in dead if shard not in self._given_up]
+        for shard in started:  # all of them, before waiting for one
+            process = self._processes[shard]
             process.stop()
+            if process.is_up:
+                self._ports[shard] = int(process.address.rpartition(":")[2])
             self._processes[shard] = ShardProcess(
-                port=port, journal=self._journals[shard], takes_over=True, security=self._security
+                port=self._ports[shard], journal=self._journals[shard], takes_over=True, security=self._security
             )
+        for shard in started:
             try:
                 _ = self._processes[shard].address
                 self.num_revived += 1
             except UnavailableError as error:
-                _log.error("shard %d cannot be started anew: %s", shard, error)
-                given_up.add(shard)
+                if self._processes[shard].process.returncode == _MISTAKE:
+                    _log.error("shard %d cannot be started anew: %s", shard, error)
+                    self._given_up.add(shard)

@@ -33,6 +33,7 @@ from ps.mapping import decode_mapping
 from ps.memory_limits import Threshold, check_limits, shards_beside, thresholds_here
 from ps.moving import take
 from ps.pipe import Pipe
+from ps.places import is_uri
 from ps.psfunc import BucketNumbers
 from ps.request import check_request
 from ps.restoring import Restoration
@@ -137,7 +138,7 @@ class WorkThread:
         waits for the end. cut: number of the save, which tells both together. One that is never fetched is forgotten
         when the next one begins.
         """
-        folder = _absolute(directory)
+        folder = _rooted(directory)
         if not cut:
             return self._save(folder, Future())
         if not begin:
@@ -162,7 +163,7 @@ class WorkThread:
         self._begun = (cut, saved)
         return pb.SaveReply()
 
-    def _save(self, folder: Path, marked: Future[None]) -> pb.SaveReply:
+    def _save(self, folder: str, marked: Future[None]) -> pb.SaveReply:
         with self._saving:
             holding = self._placed()
             pipe = Pipe(_MAX_BUFFERED_PIECES, self._inbox.put)
@@ -184,7 +185,7 @@ class WorkThread:
         fit, change nothing. mapping: encode_mapping of ps/mapping.py. event_time: as Converter has it.
         """
         holding = self._placed()
-        manifest = checkpoint.read_manifest(_absolute(directory))
+        manifest = checkpoint.read_manifest(_rooted(directory))
         found = Restoration(manifest, holding.spec, decode_mapping(mapping), event_time=event_time)
         owns = np.isin(np.arange(holding.spec.num_buckets), holding.owned)
         for _ in found.records(owns, convert=False):
@@ -337,13 +338,12 @@ def open_shard(
     return Shard(observe=observe, recovered=recovered, open_journal=lambda holding: Journal(folder, lock, holding))
 
 
-def _absolute(directory: str) -> Path:
+def _rooted(directory: str) -> str:
     """A shard's working folder is not the client's."""
-    path = Path(directory)
     if "\0" in directory:
         raise RequestError(f"checkpoint folder {directory!r} has a zero byte in its name")
-    if not path.is_absolute():
+    if not is_uri(directory) and not os.path.isabs(directory):
         raise RequestError(
             f"checkpoint folder {directory!r} is relative; give the path that all shards see, from the root"
         )
-    return path
+    return directory

@@ -24,7 +24,7 @@ LEVELS = [
         ]
     },
     {"kernels": ["ps.storage.kernels"]},
-    {"keys": ["ps.keys", "ps.memory_limits", "ps.routing", "ps.thresholds", "ps.wire"]},
+    {"keys": ["ps.keys", "ps.memory_limits", "ps.places", "ps.routing", "ps.thresholds", "ps.wire"]},
     {"storage": ["ps.storage"], "shared memory": ["ps.shared_memory", "ps.envelope"]},
     {
         "psfuncs": [
@@ -86,7 +86,7 @@ NEVER_CALLED = {"torch.load", "torch.save"}  # pickle by another name
 NEVER_NAMED = {"base", "common", "core", "helper", "helpers", "manager", "misc", "tools", "util", "utils"}
 MAX_LINES = 400
 
-TARGETS = {"demo", "test", "test-slow", "check", "bench", "proto"}
+TARGETS = {"demo", "test", "test-slow", "chaos", "check", "bench", "proto"}
 
 
 def module_name(path):

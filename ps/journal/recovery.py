@@ -16,6 +16,7 @@ from ps.journal.lock import Lock
 from ps.journal.replay import Replay
 from ps.journal.segments import Acknowledged, Segment, check_segments, find_segments, read_frames
 from ps.journal.snapshot import POINTER, Pointer, read_pointer, remove_snapshots
+from ps.places import LocalPlace
 from ps.spec import ClusterSpec
 
 
@@ -101,7 +102,7 @@ def _load(replay: Replay, path: Path, pointer: Pointer) -> None:
         raise JournalError(f"{path} is missing or cut off; restore a checkpoint")
     replay.positions[:] = pointer.positions
     replay.next_number = max(replay.next_number, int(replay.positions.max()))
-    with checkpoint.open_part(path) as part:
+    with checkpoint.open_part(LocalPlace(path.parent), pointer.file, shown=str(path)) as part:
         for name, ids in part.start.get("expired", {}).items():
             replay.holding.applied[name].load_expired(ids)
         for record in part.records:

@@ -107,7 +107,7 @@ def check_segments(
         if segment is not None:
             segments.append(segment)
     segments.reverse()
-    if since is None and segments and segments[0].start.get("after") is not None:
+    if segments and segments[0].name != since and segments[0].start.get("after") is not None:
         raise JournalError(f"{folder / segments[0].start['after'][0]} is gone, and with it acknowledged updates")
     for before, after in pairwise(segments):
         if after.start.get("after") != [str(before.name), before.end]:

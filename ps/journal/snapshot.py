@@ -162,8 +162,13 @@ def read_pointer(folder: Path) -> Pointer | None:
             raise ValueError("its checksum differs")
         if body["version"] > VERSION:
             raise ValueError(f"version {body['version']} is newer than {VERSION}; use a newer weir-ps")
+        if not _NAME.fullmatch(body["file"]):
+            raise ValueError(f"{body['file'][:80]!r} is no name of a snapshot")
+        numbers = [body["bytes"], *body["segment"], *body["positions"]]
+        if not all(isinstance(number, int) and 0 <= number < 1 << 63 for number in numbers):
+            raise ValueError("a number is none, or out of range")
         epoch, first = body["segment"]
-        return Pointer(str(body["file"]), int(body["bytes"]), SegmentName(epoch, first), list(body["positions"]))
+        return Pointer(body["file"], body["bytes"], SegmentName(epoch, first), list(body["positions"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -8,6 +8,7 @@ import ps
 from tests.chaos.workload import NUM_ADMITTED, NUM_COUNTS, NUM_WIDE, SHARED, THRESHOLD, keys_of, step_of
 
 TABLES = ("counts", "ones", "admitted", "aged")  # in which a row is there if and only if its value is not 0
+WIDE_TABLES = ("scaled", "added")  # whose rows are there from the start
 _ID = np.uint64((1 << 52) - 1)
 
 
@@ -94,23 +95,22 @@ def judge(expected, found, ledgers):
     verdict = Verdict(expected.num_acknowledged, expected.num_unknown, wrong=len(wrong), remarks=wrong[:20])
     for table in TABLES:
         values, num_rows = found[table]
-        _compare(verdict, table, expected.keys(table), values.min(1), values.max(1), expected.bounds(table))
-        verdict.extra += abs(num_rows - int((values[:, 0] != 0).sum()))
-    values, num_rows = found["wide"]
-    keys = keys_of(SHARED, np.arange(NUM_WIDE))
-    ones = np.ones((NUM_WIDE, 1), int)
-    exponents = np.log2(values[:, 0])
-    _compare(verdict, "wide, scaled", keys, exponents, exponents, ones * expected.exponent)
-    _compare(verdict, "wide, added", keys, values[:, 1], values[:, 1], ones * expected.addend)
-    verdict.extra += abs(num_rows - NUM_WIDE)
+        _compare(verdict, table, expected.keys(table), values, expected.bounds(table))
+        verdict.extra += abs(num_rows - int((values != 0).sum()))
+    keys, ones = _wide(), np.ones((NUM_WIDE, 1), int)
+    _compare(verdict, "scaled (exponent)", keys, np.log2(found["scaled"][0]), ones * expected.exponent)
+    _compare(verdict, "added", keys, found["added"][0], ones * expected.addend)
+    verdict.extra += sum(abs(found[table][1] - NUM_WIDE) for table in WIDE_TABLES)
     return verdict
 
 
 def read_all(client, expected):
-    """By table: the values of all keys that anybody named, and the number of rows."""
-    found = {table: (_pull(client, table, expected.keys(table)), client.get(table, ps.Size())) for table in TABLES}
-    wide = keys_of(SHARED, np.arange(NUM_WIDE))
-    return found | {"wide": (client.pull("wide", wide), client.get("wide", ps.Size()))}
+    """By table: (float32 [n], the values of all keys that anybody named; the number of rows)."""
+    keys = {table: expected.keys(table) for table in TABLES} | dict.fromkeys(WIDE_TABLES, _wide())
+    return {
+        table: (client.pull(table, named)[:, 0] if len(named) else np.empty(0), client.get(table, ps.Size()))
+        for table, named in keys.items()
+    }
 
 
 def same_bits(before, after):
@@ -122,17 +122,17 @@ def same_bits(before, after):
     ]
 
 
-def _pull(client, table, keys):
-    return client.pull(table, keys) if len(keys) else np.empty((0, 1), np.float32)
+def _wide():
+    return keys_of(SHARED, np.arange(NUM_WIDE))
 
 
-def _compare(verdict, table, keys, least, most, bounds):
+def _compare(verdict, table, keys, values, bounds):
     verdict.checked_rows += len(keys)
-    missing, surplus = np.maximum(bounds[:, 0] - least, 0), np.maximum(most - bounds[:, 1], 0)
+    missing, surplus = np.maximum(bounds[:, 0] - values, 0), np.maximum(values - bounds[:, 1], 0)
+    broken = values != np.floor(values)
     verdict.lost += int(np.ceil(missing).sum())
     verdict.doubled += int(np.ceil(surplus).sum())
-    odd = np.flatnonzero((missing > 0) | (surplus > 0) | (least != np.floor(least)))
-    verdict.wrong += int((least != np.floor(least)).sum())
-    for place in odd[:5].tolist():
+    verdict.wrong += int(broken.sum())
+    for place in np.flatnonzero((missing > 0) | (surplus > 0) | broken)[:5].tolist():
         low, high = bounds[place].tolist()
-        verdict.remarks.append(f"{table}: key {int(keys[place]):#x} is {least[place]:g}, expected {low} to {high}")
+        verdict.remarks.append(f"{table}: key {int(keys[place]):#x} is {values[place]:g}, expected {low} to {high}")

@@ -6,7 +6,7 @@ Update N of client C is a function of C and N alone, so a ledger need only say w
     counts    keys that all clients share; every push adds 1        ones      rows of one client: marks (one key an
     admitted  the same, with admission from the third show on                 update), tallies (a psfunc), lives (pushed
     aged      rows with event times, some to be evicted                       and deleted)
-    wide      rows that are there from the start: updates of the whole table, one adds and one scales
+    scaled, added   rows that are there from the start, for updates of the whole table
 """
 
 from dataclasses import dataclass
@@ -21,24 +21,25 @@ THRESHOLD = 3  # shows that earn a row in `admitted`
 MAX_AGE, NEVER_OLD = 1000, 1 << 31  # seconds; an event time
 CYCLE = 16  # updates; the kinds repeat
 SHARED, MARKS, TALLIES, LIVES, AGED = range(5)  # slots
-_ONE = {"initializer": {"name": "zeros"}, "optimizer": {"name": "sgd", "learning_rate": 1.0}}
+_COUNT = {"count": {"dim": 1, "initializer": {"name": "zeros"}, "optimizer": {"name": "sgd", "learning_rate": 1.0}}}
 _PUSHED_IN_CYCLE = {0: "push", 1: "admit", 2: "push", 4: "tally", 6: "push", 8: "push", 10: "big", 14: "wide"}
 _LIFE = (3, 5, 7, 9)  # places in a cycle
 _AGED = (11, 12, 13)
 
 
-def spec(journals):
-    """The cluster: journals that are kept in memory of the operating system, with many small snapshots."""
+def spec(journals, snapshot_after_bytes=256 << 10):
+    """The cluster: small snapshots, and many of them. Rows have one of two layouts, so that little is compiled."""
     return ps.ClusterSpec(
         tables={
-            "counts": {"segments": {"count": {"dim": 4, **_ONE}}},
-            "ones": {"segments": {"count": {"dim": 1, **_ONE}}},
+            "counts": {"segments": _COUNT},
+            "ones": {"segments": _COUNT},
             "admitted": {
-                "segments": {"count": {"dim": 1, **_ONE}},
+                "segments": _COUNT,
                 "admission": {"name": "count", "threshold": THRESHOLD, "sketch_bytes": 1 << 20},
             },
-            "aged": {"segments": {"count": {"dim": 1, **_ONE}}, "eviction": {"max_age_seconds": MAX_AGE}},
-            "wide": {"segments": {"scaled": {"dim": 1, **_ONE}, "added": {"dim": 1, **_ONE}}},
+            "aged": {"segments": _COUNT, "eviction": {"max_age_seconds": MAX_AGE}},
+            "scaled": {"segments": _COUNT},
+            "added": {"segments": _COUNT},
         },
         num_buckets=64,
         psfunc_modules=["tests.chaos.counting"],
@@ -46,7 +47,7 @@ def spec(journals):
             "mode": "journal",
             "directory": str(journals),
             "fsync": "never",
-            "snapshot_after_bytes": 1 << 20,
+            "snapshot_after_bytes": snapshot_after_bytes,
             "recovery_seconds": 60,
         },
     )
@@ -55,7 +56,7 @@ def spec(journals):
 @dataclass(frozen=True)
 class Step:
     """One update. adds: by table, the keys to whose rows it adds 1. removes: likewise, whose rows it removes. grown:
-    what it does to every row of `wide`: (exponent of the factor, addend).
+    what it does to every row: (exponent of the factor in `scaled`, addend in `added`).
     """
 
     kind: str
@@ -116,18 +117,16 @@ def _aged(client, cycle, place):
 
 
 def prepare(client):
-    """Before the first update: the rows of `wide`, at (1, 0)."""
-    keys = keys_of(SHARED, np.arange(NUM_WIDE))
-    client.update("wide", ps.Fill(1.0, segment="scaled"), keys)
-    client.update("wide", ps.Fill(0.0, segment="added"), keys)
+    """Before the first update: the rows of `scaled` are 1, those of `added` 0."""
+    for table, value in (("scaled", 1.0), ("added", 0.0)):
+        client.update(table, ps.Fill(value), keys_of(SHARED, np.arange(NUM_WIDE)))
 
 
 def send(client, step, number):
     """The future of a step, or None where it is done when this returns."""
     if step.kind == "push":
         lookup = client.prepare(step.adds)
-        widths = {table: client.spec.tables[table].width for table in step.adds}
-        gradients = {table: np.full((len(keys), widths[table]), -1, np.float32) for table, keys in lookup.keys.items()}
+        gradients = {table: np.full((len(keys), 1), -1, np.float32) for table, keys in lookup.keys.items()}
         return client.start_push(lookup, gradients, step=number, event_time=step.event_time)
     if step.kind == "tally":
         client.update("ones", CountCall(), step.adds["ones"], step=number)
@@ -135,8 +134,8 @@ def send(client, step, number):
         client.delete("ones", step.removes["ones"])
     elif step.kind == "evict":
         client.evict("aged", event_time=step.event_time)
+    elif step.grown[1]:
+        client.update("added", ps.Map("add", 1.0))
     else:
-        exponent, addend = step.grown
-        psfunc = ps.Map("add", 1.0, segment="added") if addend else ps.Scale(2.0**exponent, segment="scaled")
-        client.update("wide", psfunc)
+        client.update("scaled", ps.Scale(2.0 ** step.grown[0]))
     return None

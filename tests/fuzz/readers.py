@@ -3,10 +3,12 @@
 One more kind of file is one more Reader in READERS: who writes a right one, which file is damaged, who reads it.
 """
 
+import atexit
 import json
 import shutil
 import struct
 import tempfile
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,6 +57,13 @@ class Reader:
     seal: Callable[[bytes], bytes] = bytes
 
 
+def scratch():
+    """A folder for the whole session."""
+    folder = Path(tempfile.mkdtemp(prefix="weir-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 # Checkpoints.
 
 
@@ -87,7 +96,7 @@ def make_checkpoint(folder):
 @cache
 def running_checkpoint():
 
-    folder = Path(tempfile.mkdtemp(prefix="weir-fuzz-"))
+    folder = scratch()
     part = running().save(str(folder)).manifest
     checkpoint.write_manifest(folder, TWO_TABLES, [part], {"step": 2})
     return folder
@@ -133,7 +142,7 @@ def sealed_frames(data):
             size = body_bytes(msgpack.unpackb(packed))
         except Exception:  # whatever msgpack raises on damage; the reader will say more
             break
-        if size is not None and 0 <= size <= len(out) - at - 4:
+        if isinstance(size, int) and 0 <= size <= len(out) - at - 4:
             struct.pack_into("<I", out, at + size, zlib.crc32(bytes(out[at : at + size])))
             at += size + 4
         elif size is not None:
@@ -157,16 +166,18 @@ def body_bytes(header):
 @cache
 def journal():
     """A folder with two segments and a snapshot, of a shard that has ended."""
-
-    folder = Path(tempfile.mkdtemp(prefix="weir-fuzz-")) / "journal"
-    spec = ClusterSpec.model_validate(
-        {**TWO_TABLES.model_dump(), "durability": {"mode": "journal", "snapshot_after_bytes": 4096}}
-    )
-    for again in range(2):
+    folder = scratch() / "journal"
+    durability = {"mode": "journal", "directory": str(folder.parent), "snapshot_after_bytes": 4096}
+    spec = ClusterSpec.model_validate({**TWO_TABLES.model_dump(), "durability": durability})
+    for start in (1, 101):
         work = placed(WorkThread(open_shard(folder)), spec)
-        updated(work, (4 * again + 1, 4 * again + 2))
+        updated(work, (start, start + 1))
+        deadline = time.monotonic() + 20
+        while not (folder / POINTER).exists():  # so many bytes make a snapshot
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        updated(work, (start + 10,))
         work.close()
-    assert (folder / POINTER).exists(), "so many updates made a snapshot"
     return folder
 
 

@@ -11,7 +11,7 @@ import tracemalloc
 
 import msgpack
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from ps.errors import WeirError
@@ -19,7 +19,13 @@ from tests.fuzz.damage import EXAMPLES, SECONDS, damaged, values
 from tests.fuzz.readers import READERS
 
 MAX_BYTES = 32 << 20  # the files themselves have some kilobytes
-SETTINGS = settings(max_examples=max(20, EXAMPLES // 3), deadline=None, suppress_health_check=list(HealthCheck))
+# Without shrinking: an example costs tens of milliseconds, and the bytes of a file do not become simpler.
+SETTINGS = settings(
+    max_examples=max(20, EXAMPLES // 3),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
 
 
 @pytest.fixture(scope="module", params=READERS)

@@ -57,12 +57,17 @@ def load_dense(directory: Path, model: nn.Module, optimizer: Optimizer | None = 
     _load_model(path, model, _under(tensors, "model/"))
     if optimizer is None:
         return
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in _under(tensors, "optimizer/").items():
-        index, _, slot = name.partition("/")
-        slots.setdefault(int(index), {})[slot] = value
-    state: dict[str, Any] = {"state": slots, "param_groups": json.loads(metadata["param_groups"])}
-    optimizer.load_state_dict(state)
+    try:
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under(tensors, "optimizer/").items():
+            index, _, slot = name.partition("/")
+            slots.setdefault(int(index), {})[slot] = value
+        state: dict[str, Any] = {"state": slots, "param_groups": json.loads(metadata["param_groups"])}
+        optimizer.load_state_dict(state)
+    except (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: the optimizer's state is damaged ({error!r}); take another checkpoint"
+        ) from error
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -3,13 +3,17 @@
 import shutil
 import threading
 import time
+from concurrent.futures import Future
+
+import msgpack
 
 from ps.journal.lock import Lock
 from ps.journal.recovery import recover
 from ps.journal.segments import SegmentName
 from ps.journal.snapshot import POINTER, SnapshotWriter, read_pointer
-from tests.ps.driving import call, keys_of, push
-from tests.ps.journal.playing import NUM_BUCKETS, Play, recovered_state
+from ps.request import check_request
+from tests.ps.driving import call, keys_of, message, push
+from tests.ps.journal.playing import NUM_BUCKETS, Play, recovered_state, state_of
 
 
 def test_an_eviction_that_a_crash_cut_short_is_done_again_when_it_is_sent_again(tmp_path):
@@ -37,6 +41,35 @@ def test_an_eviction_that_a_crash_cut_short_is_done_again_when_it_is_sent_again(
     again.close()
 
 
+def test_no_segment_begins_inside_an_update(tmp_path):
+    """Reads end while the frames of a long update are being written, one for each bucket; the journal is long enough
+    for a snapshot by then.
+    """
+    play = Play(tmp_path)
+    keys = keys_of(*range(1, 400), num_buckets=NUM_BUCKETS)
+    play.do(push(keys, 1.0))
+    for _ in range(2):
+        play.settle()
+        play.journal.snapshot_bytes = 0
+        options = {"snapshot_after_bytes": play.journal.bytes_since_snapshot + 1}
+        play.journal.use(play.journal.options.model_copy(update=options))
+        update = play.send(call("scale", args=msgpack.packb({"factor": 2.0})), client=2)
+        while not update.done():
+            play.shard.run_slice()
+            until_written(play.journal)
+            read = Future()
+            play.shard.receive(check_request(message(call("pull", keys=keys[:1])), play.shard.holding.spec), read)
+            while not read.done():
+                play.shard.run_slice()
+        assert recovered_state_of_copy(tmp_path)[1] == state_of(play.shard.holding), (
+            "a crash before the snapshot counts"
+        )
+        play.run()
+    play.settle()
+    assert play.journal.num_snapshots == 2
+    play.close()
+
+
 def test_a_snapshot_does_not_count_before_the_segment_behind_it_is_there(tmp_path):
     """Else the journal's folder would name a file that a crash at that moment leaves unwritten."""
     play = Play(tmp_path)
@@ -55,6 +88,11 @@ def test_a_snapshot_does_not_count_before_the_segment_behind_it_is_there(tmp_pat
     snapshot._thread.join(5)
     assert told == [read_pointer(tmp_path).num_bytes]
     play.close()
+
+
+def until_written(journal):
+    while journal.backlog_bytes:
+        time.sleep(0.0005)
 
 
 def recovered_state_of_copy(folder):

@@ -180,13 +180,22 @@ def test_acknowledged_bytes_that_are_gone_are_refused(tmp_path, lost):
         recovered_state(tmp_path)
 
 
-def test_a_segment_that_is_gone_is_refused(tmp_path):
-    for number in range(3):
+@pytest.mark.parametrize("has_snapshot", [False, True])
+def test_a_segment_that_is_gone_is_refused(tmp_path, has_snapshot):
+    for number in range(4):
         found = recover(tmp_path, Lock(tmp_path, takes_over=False), now=0.0) if number else None
         play = Play(tmp_path, recovered=found)
         play.sequences = iter([number + 1])
         play.do(push(keys_of(1, 2, 3, num_buckets=NUM_BUCKETS), 1.0))
+        if has_snapshot and number == 0:
+            snapshot = play.journal.begin_snapshot()
+            for bucket in range(NUM_BUCKETS):
+                for _ in snapshot.write_bucket(bucket, play.journal.next_number):
+                    pass
+            snapshot.finish()
+            play.settle()
         play.close()
+    assert len(find_segments(tmp_path)) == 4
     for gone in find_segments(tmp_path):
         kept = (tmp_path / str(gone)).read_bytes()
         (tmp_path / str(gone)).unlink()
