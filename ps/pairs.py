@@ -48,6 +48,7 @@ class Pair:
         self._places = (len(processes), len(processes) + 1)
         self._transport, self._seconds = transport, standby_seconds
         self._issued = Issued()
+        self._num_looks = 0
         self._addresses = ["", ""]
         self._start_at = [time.monotonic() + _RESTART_SECONDS] * 2
         self._heard_at: dict[ShardProcess, float] = {}
@@ -65,8 +66,9 @@ class Pair:
         self._wait(lambda: bool(self.address), "primary", seconds)
 
     def wait_until_whole(self, seconds: float = START_SECONDS) -> None:
-        """Until the standby has all rows. Raises as `wait_until_led`."""
-        self._wait(lambda: self.is_whole, "standby with all rows", seconds)
+        """Until the standby has all rows, by what both say from now on. Raises as `wait_until_led`."""
+        seen = self._num_looks
+        self._wait(lambda: self.is_whole and self._num_looks >= seen + 2, "standby with all rows", seconds)
 
     def _wait(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -100,6 +102,7 @@ class Pair:
         if len(leading) == 1:
             self.address, self._failed = leading[0].address, None
         self.is_whole = order is None and any(each is not None and each.role == "standby" for each in seen)
+        self._num_looks += 1
         if order is not None and not self._stopping.is_set():
             self._give(order, seen)
 
