@@ -114,8 +114,8 @@ def start_cluster(
 def reserve_room(
     name: str, spec: ClusterSpec, shards: int, cpus_per_shard: float, seconds: float, *, more: str = ""
 ) -> PlacementGroup:
-    """A placement group for so many shards, with standbys. more: what tells its name from those of the cluster's
-    others. Raises RequestError when the nodes have no room.
+    """A placement group for so many shards, with standbys. more: what tells its name from the cluster's other groups'.
+    Raises RequestError when the nodes have no room.
     """
     count = shards * processes_each(spec)
     bundle, strategy = room_for_shards(count, cpus_per_shard)
@@ -227,8 +227,8 @@ def stop_cluster(name: str, *, forget: bool = False) -> None:
 
 
 def cluster_status(name: str, security: SecurityOptions | None = None) -> dict[str, Any]:
-    """name, metrics_address, epoch, lost, silent, and for each shard its place, and what it says of itself: tables,
-    queue_depth, uptime_seconds, metrics_address.
+    """name, metrics_address, epoch, lost, silent, skew (rows of the fullest shard / mean); for each shard its place
+    and what it says of itself: tables, queue_depth, uptime_seconds, metrics_address.
     """
     report: dict[str, Any] = {"name": name, **RayDirectory(name).ask("describe")}
     transport = GrpcTransport(security)
@@ -240,6 +240,8 @@ def cluster_status(name: str, security: SecurityOptions | None = None) -> dict[s
         shard["state"] = _state(shard["shard"], report, status)
         if status is not None:
             shard |= control.describe_status(status)
+    rows = [sum(table["rows"] for table in shard.get("tables", {}).values()) for shard in report["shards"]]
+    report["skew"] = max(rows) * len(rows) / sum(rows) if sum(rows) else 1.0
     return report
 
 

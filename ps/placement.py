@@ -74,7 +74,7 @@ class LocalCluster:
         self._are_processes = placement == "process"
         self._between = InProcessTransport(self._hosts)
         self._journals: list[Path | None] = []
-        self._addresses: tuple[str, ...] = ()
+        self._addresses: list[str] = []  # of shards that are no pairs
         self.pairs: list[Pair] = []
         self._pair_transport: Transport | None = None
         try:
@@ -139,7 +139,7 @@ class LocalCluster:
         """Of the shards; of pairs, where their primaries are now."""
         if self.pairs:
             return tuple(pair.address for pair in self.pairs)
-        return self._addresses
+        return tuple(self._addresses)
 
     def _start(self, more: int, *, fresh: bool) -> None:
         """So many shards more."""
@@ -157,8 +157,8 @@ class LocalCluster:
         for pair in self.pairs[first:]:
             pair.wait_until_led()
         if not self.pairs:
-            made = [process.address for process in self.processes[first:]] or [*self._hosts][first:]
-            self._addresses = (*self._addresses, *made)
+            made = [each.address for each in self.processes[first:]] if self._are_processes else [*self._hosts][first:]
+            self._addresses += made
 
     def _start_pair(self, shard: int, *, fresh: bool) -> None:
         journal = self._journals[-1]
@@ -181,10 +181,10 @@ class LocalCluster:
     def _end(self, kept: int) -> None:
         """Shards that have no buckets any more, behind the first `kept`, and their journals."""
         gone = self.addresses[kept:]
+        del self._addresses[kept:]
         for pair in self.pairs[kept:]:
             pair.stop()
         del self.pairs[kept:]
-        self._addresses = self._addresses[:kept]
         with self._reviver.lock if self._reviver is not None else nullcontext():
             first = kept * (1 + self.spec.durability.is_replicated)
             ended = self.processes[first:]

@@ -86,8 +86,8 @@ class ShardProcess:
     @property
     def known_address(self) -> str:
         """The address; empty before it is up."""
-        assert self.process.stdout is not None
-        if self.is_up or (not self.process.stdout.closed and select.select([self.process.stdout], [], [], 0.0)[0]):
+        said = self.process.stdout
+        if self.is_up or (said is not None and not said.closed and select.select([said], [], [], 0.0)[0]):
             with suppress(UnavailableError):
                 return self.address
         return ""
@@ -153,7 +153,7 @@ class Reviver:
                 self._look()
 
     def _look(self) -> None:
-        dead = [shard for shard, process in enumerate(self._processes) if process.process.poll() is not None]
+        dead = [shard for shard, process in enumerate(self._processes) if not process.is_running]
         started = [shard for shard in dead if shard not in self._given_up]
         for shard in started:  # all of them, before waiting for one
             process = self._processes[shard]

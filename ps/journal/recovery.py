@@ -102,7 +102,7 @@ def _load(replay: Replay, path: Path, pointer: Pointer) -> None:
         raise JournalError(f"{path} is missing or cut off; restore a checkpoint")
     replay.positions[:] = pointer.positions
     replay.next_number = max(replay.next_number, int(replay.positions.max()))
-    with checkpoint.open_part(LocalPlace(path.parent), pointer.file, shown=str(path)) as part:
+    with checkpoint.open_part(LocalPlace(path.parent), path.name, shown=str(path)) as part:
         for name, ids in part.start.get("expired", {}).items():
             replay.holding.applied[name].load_expired(ids)
         for record in part.records:
