@@ -169,10 +169,18 @@ class Member:
         assert standby is not None
         self._role = "taking over"  # from here on the old primary is refused
         if not request.predecessor_is_dead:
-            time.sleep(max(0.0, standby.answered_at + standby.seconds - time.monotonic()))
+            self._outlast_lease(standby)
         self._keep(Kept(request.term, "primary"))
         self._adopt(None)
         self._standby = None
+
+    def _outlast_lease(self, standby: Standby) -> None:
+        """Wait until the primary before, wherever it is, serves nothing any more."""
+        answered = threading.Event()
+        journal = standby.recovered().journal
+        self._alone(lambda: journal.after(answered.set))  # behind the messages that were taken in before
+        answered.wait(standby.seconds)
+        time.sleep(max(0.0, standby.answered_at + standby.seconds - time.monotonic()))
 
     def _adopt(self, recovered: Recovered | None) -> None:
         """Become the shard, with what was recovered or what the standby has."""

@@ -18,6 +18,7 @@ from ps.wire import weir_pb2 as pb
 
 _LOOK_SECONDS = 0.05
 _STATUS_SECONDS = 1.0
+_RESTART_SECONDS = 5.0  # of one that ends before it listens
 _ORDER_SECONDS = 600.0  # a long journal is read meanwhile
 _log = logging.getLogger("weir.pairs")
 
@@ -42,12 +43,14 @@ class Pair:
         self.address = ""  # of the primary
         self.is_whole = False  # whether the standby has all rows
         self.num_take_overs = 0
-        self._failed: JournalError | None = None
+        self._failed: WeirError | None = None  # why there is no primary
         self._shard, self._folders, self._processes, self._security = shard, folders, processes, security
         self._places = (len(processes), len(processes) + 1)
         self._transport, self._seconds = transport, standby_seconds
         self._issued = Issued()
+        self._num_looks = 0
         self._addresses = ["", ""]
+        self._start_at = [time.monotonic() + _RESTART_SECONDS] * 2
         self._heard_at: dict[ShardProcess, float] = {}
         self._stopping = threading.Event()
         processes += [
@@ -63,8 +66,9 @@ class Pair:
         self._wait(lambda: bool(self.address), "primary", seconds)
 
     def wait_until_whole(self, seconds: float = START_SECONDS) -> None:
-        """Until the standby has all rows. Raises as `wait_until_led`."""
-        self._wait(lambda: self.is_whole, "standby with all rows", seconds)
+        """Until the standby has all rows, by what both say from now on. Raises as `wait_until_led`."""
+        seen = self._num_looks
+        self._wait(lambda: self.is_whole and self._num_looks >= seen + 2, "standby with all rows", seconds)
 
     def _wait(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -85,7 +89,7 @@ class Pair:
             try:
                 self._step()
             except JournalError as error:
-                if self._failed is None:
+                if not isinstance(self._failed, JournalError):
                     _log.error("shard %d cannot be started: %s", self._shard, error)
                 self._failed = error
             except WeirError as error:
@@ -96,8 +100,9 @@ class Pair:
         order = next_order(seen, self._issued)
         leading = [each for each in seen if each is not None and each.role == "primary"]
         if len(leading) == 1:
-            self.address = leading[0].address
+            self.address, self._failed = leading[0].address, None
         self.is_whole = order is None and any(each is not None and each.role == "standby" for each in seen)
+        self._num_looks += 1
         if order is not None and not self._stopping.is_set():
             self._give(order, seen)
 
@@ -115,6 +120,13 @@ class Pair:
 
     def _start_anew(self, which: int) -> None:
         """At the same port, by which clients know it."""
+        ended, now = self._processes[self._places[which]], time.monotonic()
+        if not ended.is_up:  # it never listened
+            if not self.address and self._failed is None:
+                self._failed = UnavailableError(f"a process of shard {self._shard} did not start; its output is above")
+            if now < self._start_at[which]:
+                return
+        self._start_at[which] = now + _RESTART_SECONDS
         place, port = self._places[which], int(self._addresses[which].rpartition(":")[2] or 0)
         self._heard_at.pop(self._processes[place], None)
         self._processes[place].stop()

@@ -86,11 +86,11 @@ class ShardProcess:
     @property
     def known_address(self) -> str:
         """The address; empty before it is up."""
-        assert self.process.stdout is not None
-        if not self._where and select.select([self.process.stdout], [], [], 0.0)[0]:
+        said = self.process.stdout
+        if self.is_up or (said is not None and not said.closed and select.select([said], [], [], 0.0)[0]):
             with suppress(UnavailableError):
                 return self.address
-        return str(self._where["address"]) if self._where else ""
+        return ""
 
     def kill(self) -> None:
         """End it at once."""

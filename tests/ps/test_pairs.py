@@ -118,6 +118,39 @@ def test_it_begins_with_what_it_had_wherever_that_is(tmp_path, capfd):
     assert "start it with durability.mode: replicated" in capfd.readouterr().err
 
 
+def test_buckets_that_moved_are_at_the_standbys_too(tmp_path):
+    with ps.LocalCluster(spec(tmp_path), shards=1, placement="process") as cluster, cluster.connect() as client:
+        count(client, 1)
+        wait_until_whole(cluster)
+        assert list(cluster.reshard(2))
+        count(client, 2)
+        wait_until_whole(cluster)
+        for shard in (0, 1):
+            os.kill(primary_of(cluster, shard).pid, signal.SIGKILL)
+        count(client, 3)
+        assert (client.pull("user", KEYS) == 3).all()
+        wait_until_whole(cluster)
+        list(cluster.reshard(1))
+        count(client, 4)
+        os.kill(primary_of(cluster, 0).pid, signal.SIGKILL)
+        assert (client.pull("user", KEYS) == 4).all()
+        assert len(cluster.processes) == 2
+
+
+def test_a_restore_reaches_the_standby(tmp_path):
+    with ps.LocalCluster(spec(tmp_path / "j"), shards=1, placement="process") as cluster, cluster.connect() as client:
+        count(client, 1)
+        client.save(tmp_path / "saved")
+        wait_until_whole(cluster)
+        count(client, 2)
+        client.restore(tmp_path / "saved")
+        count(client, 3)
+        wait_until_whole(cluster)
+        os.kill(primary_of(cluster, 0).pid, signal.SIGKILL)
+        assert (client.pull("user", KEYS) == 2).all()
+        assert cluster.pairs[0].num_take_overs == 1
+
+
 @pytest.mark.parametrize("damage", ["flipped", "torn", "gone"])
 def test_a_damaged_journal_is_repaired(tmp_path, damage):
     with ps.LocalCluster(spec(tmp_path), shards=1, placement="process") as cluster, cluster.connect() as client:
