@@ -2,6 +2,7 @@
 
 weir_queue_depth                     messages taken in and not done
 weir_waiting_for_ranks               messages of synchronous groups whose step is incomplete
+weir_rank_late_seconds_total{rank}   how long the first message of a step waited for this rank's, where it was the last
 weir_seconds{kind}                   histogram, arrival to answer; kind: pull, apply (updates), other (aggregates ...)
 weir_rows{table}  weir_bytes{table}  rows, and memory with what is reserved
 weir_bucket_skew{table}              rows of the fullest owned bucket / mean rows of an owned bucket
@@ -101,6 +102,10 @@ class _ShardCollector(Collector):
         work, shard = self._work, self._work.shard
         yield GaugeMetricFamily("weir_queue_depth", "Messages taken in and not done", work.queue_depth)
         yield GaugeMetricFamily("weir_waiting_for_ranks", "Messages of incomplete steps", shard.num_waiting_for_ranks)
+        late = CounterMetricFamily("weir_rank_late_seconds", "Others waited for this rank", labels=["rank"])
+        for rank, seconds in sorted(shard.late_seconds.items()):
+            late.add_metric([str(rank)], seconds)
+        yield late
         refused = CounterMetricFamily("weir_refused", "Messages refused", labels=["reason"])
         refused.add_metric(["error"], shard.num_failed)
         refused.add_metric(["overloaded"], work.num_overloaded)

@@ -55,6 +55,7 @@ class _Waiting:
 
     request: CheckedRequest
     answers: list[Future[pb.Reply]]
+    arrived: float
 
 
 class Shard:
@@ -76,6 +77,7 @@ class Shard:
         self.journal: Journal | None = None
         self.open_journal = open_journal
         self.num_failed = 0  # messages answered with an error
+        self.late_seconds: dict[int, float] = {}  # by rank: how long others of its group waited for it, the last one
         self._clock = clock
         self._observe = observe
         self._schedule = Schedule(clock, slice_seconds)
@@ -153,10 +155,12 @@ class Shard:
         if present is not None and present.request.client == request.client:
             present.answers.append(answer)  # sent again: both get the one answer
             return
-        arrival = self._groups.add(place, _Waiting(request, [answer]))
+        arrival = self._groups.add(place, _Waiting(request, [answer], self._clock()))
         for waiting, error in arrival.dropped:
             self._fail(waiting.answers, error)
         if arrival.complete is not None:
+            first = min(waiting.arrived for waiting in arrival.complete)
+            self.late_seconds[place.rank] = self.late_seconds.get(place.rank, 0.0) + self._clock() - first
             self._run_group(holding, place, arrival.complete)
 
     def _run_group(self, holding: Holding, place: Place, ranks: list[_Waiting]) -> None:

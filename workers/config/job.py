@@ -23,11 +23,15 @@ BUCKETS_PER_SHARD = 64
 
 
 class Workers(Section):
-    """count: processes that compute; cpus: what each asks of Ray. metrics_port: of the first worker's Prometheus
+    """count: processes that compute; cpus: what each asks of Ray. max_restarts: how often a group of several is started
+    anew after a worker died; at staleness 0 from the newest checkpoint, else with the rows as they are and a snapshot
+    of the tower, of which one is written every snapshot_seconds. metrics_port: of the first worker's Prometheus
     endpoint on the loopback, the others take the ports after it; 0: free ones; default: no endpoint.
     """
 
     count: int = Field(default=1, ge=1)
+    max_restarts: int = Field(default=3, ge=0)
+    snapshot_seconds: float = Field(default=10.0, gt=0)
     cpus: float = Field(default=0.5, gt=0)
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
 

@@ -7,12 +7,14 @@ worker.
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import os
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,38 +26,93 @@ from ps.errors import UnavailableError, WeirError
 from workers.config import Config
 from workers.training.cluster import OpenCluster
 from workers.training.progress import Follower
-from workers.training.runs import RESULT_FILE, Run
+from workers.training.runs import RESULT_FILE, Run, newest
+from workers.training.snapshots import newest_snapshot
 from workers.training.world import World
 
 LOG_FILE = "log.txt"  # rank 0's lines, which the driver shows
 
 
+@dataclass(frozen=True)
+class _Start:
+    """Where a group begins: a checkpoint of everything, or a snapshot of the tower beside the rows as they are."""
+
+    checkpoint: Path | None = None
+    snapshot: Path | None = None
+
+    @property
+    def step(self) -> int:
+        found = self.snapshot or self.checkpoint
+        return 0 if found is None else int(found.name.removeprefix("step-"))
+
+
+class _GroupFailedError(UnavailableError):
+    """A worker's process died, or raised what is not ours."""
+
+
 def train_in_group(config: Config, cluster: OpenCluster, run: Run, checkpoint: Path | None) -> dict[str, Any]:
     """Train with `cluster.workers.count` workers; the result of rank 0. Raises what a worker raised.
 
-    The run's directory and the data must be reachable under the same paths on every node with a worker.
+    A group of which a worker died is started anew, where it has come further than the time before. The run's directory
+    and the data must be reachable under the same paths on every node with a worker.
     """
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    start, restarts, twice = _Start(checkpoint), 0, 0
+    with run.stopped_by_signals(), Follower(run.directory, run.directory / LOG_FILE) as follower:
+        while True:
+            try:
+                _fit(_group(config, cluster, run, start, restarts), follower)
+                break
+            except _GroupFailedError as error:
+                again, reached = _next_start(config, run), _last_step(run)
+                if restarts == config.cluster.workers.max_restarts or run.stop_requested or again.step <= start.step:
+                    raise
+                start, restarts = again, restarts + 1
+                lost = (reached - again.step) * config.data.batch_size * config.cluster.workers.count
+                twice += max(0, lost) if again.snapshot else 0
+                rows = "rows stay as they are" if again.snapshot else "rows go back to it"
+                follower.say(
+                    f"{error}; the workers start anew from step {again.step}, {rows}; "
+                    f"about {max(0, lost)} samples are trained again"
+                )
+    result: dict[str, Any] = json.loads((run.directory / RESULT_FILE).read_text())
+    return {**result, "worker_restarts": restarts, "samples_trained_twice": twice}
+
+
+def _next_start(config: Config, run: Run) -> _Start:
+    """Where a group begins whose workers died. At staleness 0 only a whole cut will do."""
+    if config.cluster.client.staleness != 0:
+        return _Start(snapshot=newest_snapshot(run.directory))
+    return _Start(checkpoint=newest(run.checkpoints))
+
+
+def _last_step(run: Run) -> int:
+    """The last step that was reported."""
+    try:
+        with (run.directory / "curves.csv").open() as curves:
+            return max((int(row["step"]) for row in csv.DictReader(curves)), default=0)
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def _group(config: Config, cluster: OpenCluster, run: Run, start: _Start, number: int) -> TorchTrainer:
     workers = config.cluster.workers
     resources = {"CPU": workers.cpus} | ({"worker": 1.0} if ray.cluster_resources().get("worker") else {})
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _worker,
         train_loop_config={
             "config": config.model_dump_json(),
             "cluster": cluster.name,
             "run": str(run.directory.absolute()),
-            "checkpoint": checkpoint and str(checkpoint.absolute()),
+            "checkpoint": start.checkpoint and str(start.checkpoint.absolute()),
+            "snapshot": start.snapshot and str(start.snapshot.absolute()),
             "generation": time.time_ns() // 1_000_000,
             "directory": os.getcwd(),
         },
         scaling_config=ScalingConfig(num_workers=workers.count, resources_per_worker=resources),
-        run_config=RunConfig(name="group", storage_path=str((run.directory / "ray").absolute())),
+        run_config=RunConfig(name=f"group-{number}", storage_path=str((run.directory / "ray").absolute())),
         torch_config=TorchConfig(backend="gloo"),
     )
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    with run.stopped_by_signals(), Follower(run.directory, run.directory / LOG_FILE) as follower:
-        _fit(trainer, follower)
-    result: dict[str, Any] = json.loads((run.directory / RESULT_FILE).read_text())
-    return result
 
 
 def _fit(trainer: TorchTrainer, follower: Follower) -> None:
@@ -85,7 +142,7 @@ def _cause(error: BaseException) -> BaseException:
     if ours is not None:
         return ours
     said = str(causes[0] if causes else error).strip().splitlines()
-    return UnavailableError(f"the worker group failed: {said[-1] if said else type(error).__name__}")
+    return _GroupFailedError(f"the worker group failed: {said[-1] if said else type(error).__name__}")
 
 
 def _unwrapped(error: BaseException) -> BaseException:
@@ -109,10 +166,11 @@ def _worker(settings: dict[str, Any]) -> None:
     group = GroupOptions(generation=settings["generation"], rank=world.rank, world=world.size)
     run = Run(Path(settings["run"]))
     checkpoint = settings["checkpoint"] and Path(settings["checkpoint"])
+    snapshot = settings["snapshot"] and Path(settings["snapshot"])
     options = config.cluster.client.model_copy(update={"group": group})
     with connect(settings["cluster"], options, config.cluster.security) as client:
         try:
-            work(config, client, run, checkpoint, world, log=run.directory / LOG_FILE)
+            work(config, client, run, checkpoint, world, snapshot=snapshot, log=run.directory / LOG_FILE)
         except WeirError as error:
             error.add_note(f"on {socket.gethostname()}, worker {world.rank}")
             raise

@@ -32,6 +32,7 @@ from workers.training.progress import Reporter
 from workers.training.runs import Run, open_run
 from workers.training.schedule import Schedule
 from workers.training.scorer import Scorer
+from workers.training.snapshots import Snapshots
 from workers.training.trainer import Trainer
 from workers.training.world import World
 
@@ -78,11 +79,19 @@ def evaluate(config: Config, checkpoint: Path, *, local: bool = False) -> dict[s
 
 
 def work(
-    config: Config, client: Client, run: Run, checkpoint: Path | None, world: World, *, log: Path | None = None
+    config: Config,
+    client: Client,
+    run: Run,
+    checkpoint: Path | None,
+    world: World,
+    *,
+    snapshot: Path | None = None,
+    log: Path | None = None,
 ) -> dict[str, Any]:
     """What each worker does: train, then evaluate its share of the test split; the first writes the result.
 
-    log: where the first worker's lines go instead of stderr.
+    checkpoint: where to begin; snapshot: the same, with the rows as they are. log: where the first worker's lines go
+    instead of stderr.
     """
     schema = Schema(config)
     splits = open_splits(config)
@@ -90,7 +99,11 @@ def work(
     with Reporter(run.directory if world.is_first else None, quiet=not world.is_first, log=log) as reporter:
         trainer = build_trainer(config, schema, splits, client, run, reporter, world)
         with serving_metrics(trainer, config.cluster.workers.metrics_port):
-            if checkpoint:
+            if world.size > 1 and world.is_first and client.options.staleness != 0:
+                trainer.snapshots = Snapshots(run.directory, config.cluster.workers.snapshot_seconds)
+            if snapshot:
+                trainer.resume(snapshot)
+            elif checkpoint:
                 trainer.restore(checkpoint)
                 reporter.say(f"continuing {run.directory} after step {trainer.position.step}")
             elif start := config.checkpoint.start_from:

@@ -119,6 +119,10 @@ class Follower:
         self.update()
         self._status.stop()
 
+    def say(self, line: str) -> None:
+        """Show a line."""
+        self._console.print(line, markup=False, soft_wrap=True)
+
     def update(self) -> None:
         """Show what is new."""
         if self._log.exists():

@@ -25,6 +25,7 @@ from workers.training.progress import Reporter
 from workers.training.runs import InterruptedRunError, Run, keep_newest
 from workers.training.schedule import Schedule
 from workers.training.scorer import Scorer
+from workers.training.snapshots import Snapshots
 from workers.training.world import World
 
 EVALUATE, SAVE, STOP, EVICT = 1, 2, 4, 8
@@ -51,6 +52,7 @@ class Trainer:
     saved_at: float = field(
         default_factory=time.monotonic
     )  # when the newest checkpoint was complete, or training began
+    snapshots: Snapshots | None = None
     saving: tuple[PendingSave, Path, int | None] | None = None  # rank 0: what, where, how many then stay
 
     def step(self, feed: Feed) -> None:
@@ -164,6 +166,13 @@ class Trainer:
                 self.reporter.say(f"{directory}: {change}")
         self.world.barrier()
 
+    def resume(self, snapshot: Path) -> None:
+        """Take tower and position from a snapshot; rows stay as they are."""
+        load_dense(snapshot, self.scorer.bare_model, self.optimizer)
+        self.position, self.training_seconds, schedule = read_position(snapshot)
+        if self.schedule is not None and schedule is not None:
+            self.schedule.load(schedule)
+
     def _epoch(self) -> None:
         """The rest of the present epoch, with the evaluations and checkpoints that fall into it."""
         options, position = self.config.train, self.position
@@ -175,6 +184,8 @@ class Trainer:
         for feed in self._feeds(batches, training=True):
             self.step(feed)
             self._report(feed.batch.size)
+            if self.snapshots is not None:
+                self.snapshots.keep(self)
             self.finish_save(wait=False)
             due = self.world.from_first(self._due(time.monotonic() - last_saved))
             if due:
