@@ -1,10 +1,11 @@
 """The Ray shell: shard processes and the coordinator as detached actors. Ray places, restarts and names; rows go over
 gRPC.
 
-    names        namespace "weir-NAME": actors "coordinator", "shard-0", "shard-1", ...
+    names        namespace "weir-NAME": actors "coordinator", "shard-0", "shard-1", ...; with standbys "standby-0", ...
     placement    SPREAD over the nodes that offer the custom resource `ps` (one unit a shard); PACK where none does
     restarts     Ray starts a dead shard anew, on any port. With a journal it comes back with all that it had and goes
     on; else it is empty: clients get RowsLostError until `restore`
+    standbys     on another node where there are several; the coordinator says which process of a pair leads
 
 The caller has joined Ray (`ps/session.py`). Calls block; none longer than its stated seconds.
 """
@@ -18,15 +19,20 @@ from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ps import control
 from ps.client import Client
-from ps.errors import RequestError, UnavailableError
+from ps.errors import JournalError, RequestError, UnavailableError
 from ps.memory_limits import check_limits, thresholds_here
 from ps.options import ClientOptions
-from ps.placement import journal_folder
+from ps.placement import journal_folder, standby_folder
 from ps.ray_actors import CoordinatorActor, ShardActor
 from ps.ray_directory import CALL_SECONDS, RayDirectory, find_coordinator, namespace
 from ps.security import SecurityOptions, warn_if_open
@@ -68,13 +74,13 @@ def start_cluster(
     if cluster_exists(name):
         raise RequestError(f"cluster {name!r} runs already; attach to it, or end it with `weir down`")
     if sum(node["Alive"] for node in ray.nodes()) == 1:  # this one; else each shard checks its own node
-        check_limits(spec, shards, thresholds_here(ray=True))
+        check_limits(spec, shards * processes_each(spec), thresholds_here(ray=True))
     security = (security or SecurityOptions()).absolute()
     GrpcTransport(security).close()  # finds a file that does not do before anything starts
     if not on_loopback:
         warn_if_open("their nodes' addresses", security)
     deadline = time.monotonic() + start_seconds
-    group = reserve_room(name, shards, cpus_per_shard, start_seconds)
+    group = reserve_room(name, spec, shards, cpus_per_shard, start_seconds)
     try:
         coordinator = (
             ray.remote(CoordinatorActor)
@@ -105,14 +111,21 @@ def start_cluster(
     return RayDirectory(name)
 
 
-def reserve_room(name: str, shards: int, cpus_per_shard: float, seconds: float) -> PlacementGroup:
-    """A placement group for so many shards. Raises RequestError when the nodes have no room."""
-    bundle, strategy = room_for_shards(shards, cpus_per_shard)
-    group = placement_group([bundle] * shards, strategy=strategy, name=namespace(name), lifetime="detached")
+def reserve_room(
+    name: str, spec: ClusterSpec, shards: int, cpus_per_shard: float, seconds: float, *, more: str = ""
+) -> PlacementGroup:
+    """A placement group for so many shards, with standbys. more: what tells its name from the cluster's other groups'.
+    Raises RequestError when the nodes have no room.
+    """
+    count = shards * processes_each(spec)
+    bundle, strategy = room_for_shards(count, cpus_per_shard)
+    if spec.durability.is_replicated:
+        strategy = "SPREAD"
+    group = placement_group([bundle] * count, strategy=strategy, name=namespace(name) + more, lifetime="detached")
     if not group.wait(timeout_seconds=min(30.0, seconds)):
         remove_placement_group(group)
         raise RequestError(
-            f"cluster {name!r}: no room for {shards} shards of {bundle} each; free now: {free_resources()}. "
+            f"cluster {name!r}: no room for {count} processes of {bundle} each; free now: {free_resources()}. "
             "Take fewer shards or smaller `cpus_per_shard`, or end what runs"
         )
     return group
@@ -131,23 +144,34 @@ def start_shards(
 ) -> None:
     """Start the shards of these numbers in the group's bundles, and wait until the coordinator knows all."""
     actors = []
-    for place, shard in enumerate(numbers):
-        bundle, folder = group.bundle_specs[place], journal_folder(spec, name, shard)
+    bundles = _by_node(group)
+    processes = [(shard, place) for place in range(processes_each(spec)) for shard in numbers]
+    for number, (shard, place) in zip(bundles, processes, strict=True):
+        bundle, folder = group.bundle_specs[number], journal_folder(spec, name, shard)
+        if folder is not None and place == 1:
+            folder = standby_folder(folder)
         made = ray.remote(ShardActor).options(
-            name=f"shard-{shard}",
+            name=actor_name(shard, place),
             namespace=namespace(name),
             lifetime="detached",
             num_cpus=bundle["CPU"],
             resources={key: value for key, value in bundle.items() if key != "CPU"},
             max_restarts=-1,
             runtime_env=_ENVIRONMENT,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=place),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number),
         )
         journal = None if folder is None else str(folder)
-        actors.append(made.remote(name, shard, on_loopback, journal, fresh, security.model_dump_json()))
+        in_pair = place if spec.durability.is_replicated else None
+        actors.append(made.remote(name, shard, on_loopback, journal, fresh, security.model_dump_json(), in_pair))
     ray.get([actor.address.remote() for actor in actors], timeout=max(0.1, deadline - time.monotonic()))
     coordinator = find_coordinator(name)
-    _wait_until(lambda: bool(ray.get(coordinator.ready.remote(), timeout=CALL_SECONDS)), deadline, name)
+
+    def is_ready() -> bool:
+        if failed := ray.get(coordinator.failed.remote(), timeout=CALL_SECONDS):
+            raise JournalError(failed)
+        return bool(ray.get(coordinator.ready.remote(), timeout=CALL_SECONDS))
+
+    _wait_until(is_ready, deadline, name)
 
 
 def connect_cluster(name: str, options: ClientOptions | None = None, security: SecurityOptions | None = None) -> Client:
@@ -198,15 +222,13 @@ def stop_cluster(name: str, *, forget: bool = False) -> None:
     directory = RayDirectory(name)
     shards = len(directory.ask("describe")["shards"])
     if forget and cluster_spec(name).durability.keeps_journal:
-        with suppress(ValueError, RayError):
-            actors = [ray.get_actor(f"shard-{shard}", namespace=namespace(name)) for shard in range(shards)]
-            ray.get([actor.forget.remote() for actor in actors], timeout=STOP_SECONDS)
+        forget_shards(name, range(shards))
     _remove(name, directory.ask("groups"), range(shards))
 
 
 def cluster_status(name: str, security: SecurityOptions | None = None) -> dict[str, Any]:
-    """name, metrics_address, epoch, lost, silent, and for each shard its place, and what it says of itself: tables,
-    queue_depth, uptime_seconds, metrics_address.
+    """name, metrics_address, epoch, lost, silent, skew (rows of the fullest shard / mean); for each shard its place
+    and what it says of itself: tables, queue_depth, uptime_seconds, metrics_address.
     """
     report: dict[str, Any] = {"name": name, **RayDirectory(name).ask("describe")}
     transport = GrpcTransport(security)
@@ -218,6 +240,8 @@ def cluster_status(name: str, security: SecurityOptions | None = None) -> dict[s
         shard["state"] = _state(shard["shard"], report, status)
         if status is not None:
             shard |= control.describe_status(status)
+    rows = [sum(table["rows"] for table in shard.get("tables", {}).values()) for shard in report["shards"]]
+    report["skew"] = max(rows) * len(rows) / sum(rows) if sum(rows) else 1.0
     return report
 
 
@@ -245,12 +269,45 @@ def _wait_until(condition: Callable[[], bool], deadline: float, name: str) -> No
 
 def _remove(name: str, groups: Sequence[PlacementGroup], shards: range) -> None:
     """Kill the cluster's actors and wait until their names are free."""
-    kill_actors(name, [f"shard-{shard}" for shard in shards] + ["coordinator"])
+    kill_actors(name, [*actor_names(shards), "coordinator"])
     for group in groups:
         remove_placement_group(group)
     deadline = time.monotonic() + STOP_SECONDS
     while cluster_exists(name) and time.monotonic() < deadline:
         time.sleep(0.05)
+
+
+def processes_each(spec: ClusterSpec) -> int:
+    """Of a shard."""
+    return 1 + spec.durability.is_replicated
+
+
+def actor_names(shards: range) -> list[str]:
+    """Of all processes that these shards may have."""
+    return [actor_name(shard, place) for place in (0, 1) for shard in shards]
+
+
+def actor_name(shard: int, place: int) -> str:
+    """place: in the shard's pair."""
+    return f"standby-{shard}" if place else f"shard-{shard}"
+
+
+def forget_shards(name: str, shards: range) -> None:
+    """End these shards' processes and delete their journals, as far as they answer."""
+    actors = []
+    for each in actor_names(shards):
+        with suppress(ValueError):
+            actors.append(ray.get_actor(each, namespace=namespace(name)))
+    with suppress(RayError):
+        ray.get([actor.forget.remote() for actor in actors], timeout=STOP_SECONDS)
+
+
+def _by_node(group: PlacementGroup) -> list[int]:
+    """The group's bundles, those of a node together: two that are half the group apart are on two nodes where the
+    nodes have half of them each, or less.
+    """
+    nodes = placement_group_table(group)["bundles_to_node_id"]
+    return sorted(range(group.bundle_count), key=lambda number: (nodes[number], number))
 
 
 def kill_actors(name: str, actors: Sequence[str]) -> None:

@@ -1,16 +1,16 @@
 """Checkpoints: one file of rows for each shard, and a manifest that is written last. Nothing is pickled.
 
     DIR/MANIFEST.json                     what belongs together; a checkpoint without it is incomplete
-    DIR/rows-SSSS-of-NNNN-CCCCCCCC.weir   a shard's rows; S shard, N shards, C checksum: a newer save never overwrites
-    an older one's
+    DIR/rows-SSSS-of-NNNN-RRRRRRRR.weir   a shard's rows; S shard, N shards, R random: a newer save never overwrites an
+    older one's
 
     file  := magic start record* end      records as ps/record.py has them
     magic := "WEIRROWS"
     start := frame {version, kind "start", shard, num_buckets, seed, layouts {table: text}, expired {table: [client
     id]}} end   := frame {version, kind "end", records, rows {table: rows}}
 
-A file is written under a temporary name, synced and renamed; so is the manifest. Restoring works on any number of
-shards: each reads all files and keeps the buckets that it owns.
+DIR is a path or a URI (ps/places.py). What no manifest names is not part of a checkpoint, and the next save removes it.
+Restoring works on any number of shards: each reads all files and keeps the buckets that it owns.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import msgpack
 import numpy as np
@@ -33,6 +33,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ps.errors import CheckpointError, RequestError
 from ps.keys import bucket_of, slot_of
+from ps.places import Place, open_place, reason
 from ps.record import VERSION, FrameReader, Record, encode_frame
 from ps.spec import ClusterSpec
 from ps.storage.table import Table
@@ -47,7 +48,8 @@ _PART_NAME = re.compile(r"rows-\d{4,}-of-\d{4,}-[0-9a-f]{8}\.weir(\.tmp)?")
 class Manifest:
     """A complete checkpoint. parts: as write_part made them. extra: the caller's own, such as the training step."""
 
-    directory: Path
+    directory: str
+    place: Place
     spec: ClusterSpec
     parts: tuple[Mapping[str, Any], ...]
     extra: Mapping[str, Any]
@@ -56,6 +58,11 @@ class Manifest:
     def rows(self) -> dict[str, int]:
         """Rows of each table."""
         return {name: sum(part["rows"].get(name, 0) for part in self.parts) for name in self.spec.tables}
+
+    def open(self, part: Mapping[str, Any], wanted: Wanted | None = None) -> AbstractContextManager[Part]:
+        """`open_part` of one of its files."""
+        shown = f"{self.directory}/{part['file']}"
+        return open_part(self.place, part["file"], shown=shown, wanted=wanted or _all)
 
 
 def start_frame(
@@ -75,27 +82,17 @@ def write_part(directory: str | Path, shard: int, num_shards: int, pieces: Itera
     """Write one shard's file from its pieces, start to end; its name, bytes and crc32. Raises CheckpointError with
     the reason.
     """
-    folder = Path(directory)
-    stem = f"rows-{shard:04d}-of-{num_shards:04d}"
-    temporary = folder / f"{stem}-{0:08x}.weir.tmp"
+    name = f"rows-{shard:04d}-of-{num_shards:04d}-{os.urandom(4).hex()}.weir"
     num_bytes = crc = 0
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with open_place(directory).create(name) as file:
             for piece in pieces:
                 file.write(piece)
                 num_bytes += len(piece)
                 crc = zlib.crc32(piece, crc)
-            file.flush()
-            os.fsync(file.fileno())
-        name = f"{stem}-{crc:08x}.weir"
-        temporary.rename(folder / name)
-        _sync_folder(folder)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise CheckpointError(
-            f"shard {shard} cannot write {temporary}: {error.strerror}; free space or choose another folder"
+            f"shard {shard} cannot write {directory}/{name}: {reason(error)}; free space or choose another folder"
         ) from error
     return {"file": name, "bytes": num_bytes, "crc32": crc, "shard": shard, "num_shards": num_shards}
 
@@ -108,8 +105,8 @@ def write_manifest(
 
     Raises CheckpointError when parts are missing.
     """
-    folder = Path(directory)
-    manifest = Manifest(folder, spec, tuple(msgpack.unpackb(part) for part in parts), dict(extra or {}))
+    place = open_place(directory)
+    manifest = Manifest(str(directory), place, spec, tuple(msgpack.unpackb(part) for part in parts), dict(extra or {}))
     _check_complete(manifest)
     body = {
         "format": "weir checkpoint",
@@ -120,30 +117,23 @@ def write_manifest(
         "extra": manifest.extra,
     }
     text = json.dumps({**body, "crc32": _json_crc(body)}, indent=1)
-    temporary = folder / (MANIFEST + ".tmp")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync_folder(folder)  # the files that it names, those of others in the folder too
-        temporary.rename(folder / MANIFEST)
-        _sync_folder(folder)
-        _sync_folder(folder.parent)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {folder / MANIFEST}: {error.strerror}") from error
     kept = {part["file"] for part in manifest.parts}
-    for path in folder.iterdir():
-        if _PART_NAME.fullmatch(path.name) and path.name not in kept:
-            path.unlink(missing_ok=True)
+    try:
+        place.replace(MANIFEST, text.encode())
+        for name in place.names():
+            if _PART_NAME.fullmatch(name) and name not in kept:
+                place.remove(name)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {directory}/{MANIFEST}: {reason(error)}") from error
     return manifest
 
 
 def read_manifest(directory: str | Path) -> Manifest:
     """Raises CheckpointError when there is no complete checkpoint, or a file is missing or has another length."""
-    path = Path(directory) / MANIFEST
+    place, path = open_place(directory), f"{directory}/{MANIFEST}"
     try:
-        body = json.loads(path.read_text())
+        with place.open(MANIFEST) as file:
+            body = json.loads(file.read())
     except FileNotFoundError:
         raise CheckpointError(
             f"{path} does not exist: {directory} holds no complete checkpoint; use the one before it"
@@ -161,14 +151,18 @@ def read_manifest(directory: str | Path) -> Manifest:
         spec = ClusterSpec.model_validate(body.get("cluster_spec"))
     except (ValidationError, RequestError) as error:
         raise CheckpointError(f"{path} has a cluster spec that this weir-ps cannot read: {error}") from error
-    manifest = Manifest(Path(directory), spec, *_read_parts(path, body))
+    manifest = Manifest(str(directory), place, spec, *_read_parts(path, body))
     _check_complete(manifest)
     for part in manifest.parts:
-        file = manifest.directory / part["file"]
-        found = file.stat().st_size if file.is_file() else None
+        try:
+            found = place.size(part["file"])
+        except OSError as error:
+            raise CheckpointError(f"{directory}/{part['file']} cannot be looked at: {reason(error)}") from error
         if found != part["bytes"]:
             state = "is missing" if found is None else f"has {found} bytes"
-            raise CheckpointError(f"{file} {state}, the manifest says {part['bytes']} bytes; use another checkpoint")
+            raise CheckpointError(
+                f"{directory}/{part['file']} {state}, the manifest says {part['bytes']} bytes; use another checkpoint"
+            )
     return manifest
 
 
@@ -181,6 +175,7 @@ class _Part(BaseModel):
     shard: int = Field(ge=0, strict=True)
     num_shards: int = Field(ge=1, strict=True)
     num_owned_buckets: int = Field(ge=0, strict=True)
+    routing_epoch: int = Field(0, ge=0, strict=True)
     rows: dict[str, Annotated[int, Field(ge=0, strict=True)]]
 
 
@@ -196,7 +191,7 @@ class _Parts(BaseModel):
     extra: dict[str, Any]
 
 
-def _read_parts(path: Path, body: Mapping[str, Any]) -> tuple[tuple[Mapping[str, Any], ...], Mapping[str, Any]]:
+def _read_parts(path: str, body: Mapping[str, Any]) -> tuple[tuple[Mapping[str, Any], ...], Mapping[str, Any]]:
     """`parts` and `extra` of a manifest, as they stand there once they are found to be right."""
     try:
         _Parts.model_validate(body)
@@ -211,23 +206,30 @@ def _read_parts(path: Path, body: Mapping[str, Any]) -> tuple[tuple[Mapping[str,
 class Part:
     """One file, opened. start: its first frame."""
 
-    path: Path
+    shown: str
     start: Mapping[str, Any]
     records: Iterator[Record]
 
 
+Wanted: TypeAlias = Callable[[str, int], bool]  # (table, bucket) -> whether its records are read
+
+
+def _all(table: str, bucket: int) -> bool:
+    return True
+
+
 @contextmanager
-def open_part(path: Path, wanted: Callable[[str, int], bool] = lambda table, bucket: True) -> Iterator[Part]:
-    """A file of rows for reading; its `records` are those of the wanted (table, bucket).
+def open_part(place: Place, name: str, *, shown: str, wanted: Wanted = _all) -> Iterator[Part]:
+    """A file of rows for reading; its `records` are those of the wanted (table, bucket). shown: its name in errors.
 
     A record that comes has been checked, and the end of the file is checked after the last. Raises CheckpointError.
     """
     try:
-        file = path.open("rb")
+        file, num_bytes = place.open(name), place.size(name) or 0
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}; use another checkpoint") from error
+        raise CheckpointError(f"{shown} cannot be read: {reason(error)}; use another checkpoint") from error
     with file:
-        reader = FrameReader(file, str(path), num_bytes=os.fstat(file.fileno()).st_size)
+        reader = FrameReader(file, shown, num_bytes=num_bytes)
         if file.read(len(MAGIC)) != MAGIC:
             raise reader.damaged(0, "it does not begin as a file of rows")
         start = reader.read_frame()
@@ -240,7 +242,7 @@ def open_part(path: Path, wanted: Callable[[str, int], bool] = lambda table, buc
             raise reader.damaged(start.offset, f"its start has a wrong {first['loc'][0]}: {first['msg']}") from error
         if not begun.expired.keys() <= begun.layouts.keys():
             raise reader.damaged(start.offset, "its start names expired clients of unknown tables")
-        yield Part(path, start.header, _records(file, reader, wanted))
+        yield Part(shown, start.header, _records(file, reader, wanted))
 
 
 def _records(file: Any, reader: FrameReader, wanted: Callable[[str, int], bool]) -> Iterator[Record]:
@@ -283,7 +285,7 @@ def verify(directory: str | Path, visit: Callable[[Record], None] = lambda recor
     slots: dict[str, Counter[int]] = {name: Counter() for name in manifest.spec.tables}
     clients: dict[str, set[int]] = {name: set() for name in manifest.spec.tables}
     for part in manifest.parts:
-        with open_part(manifest.directory / part["file"]) as opened:
+        with manifest.open(part) as opened:
             for record in opened.records:
                 visit(record)
                 numbers, counts = np.unique(slot_of(record.keys), return_counts=True)
@@ -323,7 +325,7 @@ def find_row(directory: str | Path, table: str, key: int) -> FoundRow | None:
     keys = np.array([key], np.uint64)
     bucket = int(bucket_of(keys, spec.num_buckets)[0])
     for part in manifest.parts:
-        with open_part(manifest.directory / part["file"], lambda *place: place == (table, bucket)) as opened:
+        with manifest.open(part, lambda *at: at == (table, bucket)) as opened:
             for record in opened.records:
                 places = np.flatnonzero(record.keys == keys[0])
                 if len(places):
@@ -358,12 +360,3 @@ def _check_complete(manifest: Manifest) -> None:
 
 def _json_crc(body: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(body, sort_keys=True).encode())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames in the folder last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

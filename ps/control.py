@@ -5,6 +5,7 @@ coordinator.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -114,27 +115,34 @@ def describe_status(status: pb.StatusReply) -> dict[str, Any]:
 class StatusDirectory:
     """Finds the routing by asking the shards themselves, at the addresses known so far."""
 
-    def __init__(self, cluster: str, transport: Transport, addresses: Sequence[str]) -> None:
+    def __init__(
+        self, cluster: str, transport: Transport, addresses: Sequence[str], others: Sequence[str] = ()
+    ) -> None:
+        """others: addresses at which processes of pairs are, beside those of the shards."""
         self._cluster = cluster
         self._transport = transport
         self._addresses = tuple(addresses)
+        self._others = set(others)
+        self._primaries: dict[int, str] = {}  # by shard, of pairs
 
     def routing(self) -> Routing:
-        found = statuses(self._transport, self._addresses)
+        found = self._ask()
         assigned = [status for status in found if status is not None and status.cluster_spec]
         if not any(status is not None for status in found):
             raise UnavailableError(
                 f"none of the shards of cluster {self._cluster!r} answers: {', '.join(self._addresses)}"
             )
         for shard, (address, status) in enumerate(zip(self._addresses, found, strict=True)):
-            if status is not None and not status.cluster_spec:
+            if status is not None and not status.cluster_spec and status.pair.role in ("", "primary"):
                 raise RowsLostError(rows_lost(self._cluster, [shard], address))
+        if not assigned:
+            raise UnavailableError(f"no shard of cluster {self._cluster!r} serves at present")
         newest = Routing.from_message(max(assigned, key=lambda status: status.routing.epoch).routing)
-        self._addresses = newest.addresses
-        return newest
+        self._addresses = self._places(newest)
+        return replace(newest, addresses=self._addresses)
 
     def propose(self, owners: NDArray[np.int32] | None = None) -> Routing:
-        found = statuses(self._transport, self._addresses)
+        found = self._ask()
         for shard, (address, status) in enumerate(zip(self._addresses, found, strict=True)):
             if status is None:
                 raise UnavailableError(
@@ -149,6 +157,24 @@ class StatusDirectory:
 
     def commit(self, routing: Routing) -> None:
         self._addresses = routing.addresses
+
+    def _ask(self) -> list[pb.StatusReply | None]:
+        """The status of every shard; of a pair, that of its primary, wherever it is now."""
+        found: dict[str, pb.StatusReply | None] = {}
+        while unasked := [each for each in dict.fromkeys((*self._addresses, *self._others)) if each not in found]:
+            found.update(zip(unasked, statuses(self._transport, unasked), strict=True))
+            self._others |= {status.pair.other for status in found.values() if status is not None} - {""}
+        primaries = [
+            (status.pair.term, status.shard, address)
+            for address, status in found.items()
+            if status is not None and status.cluster_spec and status.pair.role == "primary"
+        ]
+        self._primaries |= {shard: address for _, shard, address in sorted(primaries)}  # of two, the higher term
+        self._addresses = tuple(self._primaries.get(shard, each) for shard, each in enumerate(self._addresses))
+        return [found.get(address) for address in self._addresses]
+
+    def _places(self, routing: Routing) -> tuple[str, ...]:
+        return tuple(self._primaries.get(shard, address) for shard, address in enumerate(routing.addresses))
 
 
 def rows_lost(cluster: str, shards: Sequence[int], address: str = "") -> str:

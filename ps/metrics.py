@@ -16,6 +16,9 @@ weir_journal_backlog_bytes           that wait for the disk; no updates are take
 weir_journal_replay_bytes            written since the last snapshot: what a recovery would replay
 weir_journal_in_trouble              1 while the journal cannot be written, so that no update is acknowledged
 weir_journal_snapshots_total         completed
+weir_standby_state                   of a primary, mode replicated: 0 no standby, 1 it is filled, 2 updates wait for it
+weir_standby_behind_bytes            of the journal and of a filling, that wait for the standby
+weir_standby_silent_seconds          since the standby was heard of; beyond durability.standby_seconds nothing is served
 """
 
 from __future__ import annotations
@@ -110,6 +113,13 @@ class _ShardCollector(Collector):
             yield GaugeMetricFamily("weir_journal_replay_bytes", "Bytes since the last snapshot", replay)
             yield GaugeMetricFamily("weir_journal_in_trouble", "Cannot be written", float(bool(journal.trouble)))
             yield CounterMetricFamily("weir_journal_snapshots", "Completed snapshots", journal.num_snapshots)
+            if journal.options.is_replicated:
+                stream = journal.stream
+                state, behind = (0, 0) if stream is None else (1 + stream.is_joined, stream.backlog_bytes)
+                silent = 0.0 if stream is None else stream.silent_seconds
+                yield GaugeMetricFamily("weir_standby_state", "0 none, 1 being filled, 2 joined", state)
+                yield GaugeMetricFamily("weir_standby_behind_bytes", "Bytes that wait for the standby", behind)
+                yield GaugeMetricFamily("weir_standby_silent_seconds", "Since the standby was heard of", silent)
         holding = shard.holding
         epoch = 0 if holding is None else holding.routing.epoch
         yield GaugeMetricFamily("weir_routing_epoch", "Routing epoch", epoch)

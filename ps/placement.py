@@ -8,166 +8,30 @@ with LocalCluster(spec, shards=2, placement="process") as cluster:   several cli
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import select
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from ps import control, resharding
 from ps.client import Client
 from ps.errors import RequestError, UnavailableError
 from ps.memory_limits import check_limits, thresholds_here
 from ps.options import ClientOptions
+from ps.pairs import Pair
 from ps.resharding import Move
 from ps.routing import Routing
 from ps.security import SecurityOptions
+from ps.shard_process import Reviver, ShardProcess
 from ps.spec import ClusterSpec, TableSpec
 from ps.transport import GrpcTransport, InProcessTransport, Transport, send_part
 from ps.user_modules import load_modules
 from ps.work import WorkThread, open_shard
 
 Placement: TypeAlias = Literal["in-process", "process"]
-START_SECONDS = 120.0
-STOP_SECONDS = 10.0
-_LOOK_SECONDS = 0.05
-_MISTAKE = 2  # exit status of a process that was asked for what cannot be
-_log = logging.getLogger("weir.placement")
-
-
-class ShardProcess:
-    """One shard process on the loopback. It ends when this process ends, however that happens."""
-
-    def __init__(
-        self,
-        *,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        journal: Path | None = None,
-        fresh: bool = False,
-        takes_over: bool = False,
-        security: SecurityOptions | None = None,
-    ) -> None:
-        """journal, fresh, takes_over: as ps.work.open_shard has them."""
-        self._command = [sys.executable, "-m", "ps.process", "--host", host, "--port", str(port), "--stop-at-eof"]
-        if journal is not None:
-            self._command += ["--journal", str(journal)]
-        if security is not None:
-            self._command += ["--security", security.model_dump_json()]
-        self._command += ["--fresh"] * fresh + ["--takes-over"] * takes_over
-        # The pipe to its standard input is never written to: the kernel closes it with this process, and the shard
-        # stops.
-        self.process = subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # Ctrl-C is for the parent, which saves first
-            env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
-        )
-        self._where: dict[str, Any] = {}
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    @property
-    def is_up(self) -> bool:
-        """Whether it has said where it listens, and was heard."""
-        return bool(self._where)
-
-    @property
-    def address(self) -> str:
-        """host:port. Waits for the process to be up. Raises UnavailableError with what it said when it is not."""
-        if not self._where:
-            self._where = self._read_where()
-        return str(self._where["address"])
-
-    def stop(self) -> None:
-        """End it: SIGTERM, and SIGKILL if it does not listen."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.terminate()
-            try:
-                self.process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-    def _read_where(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        deadline = time.monotonic() + START_SECONDS
-        readable, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-        line = self.process.stdout.readline() if readable else ""
-        if not line:
-            state = f"said nothing for {START_SECONDS:g} s"
-            if readable:
-                state = f"ended with status {self.process.wait(STOP_SECONDS)}"
-            self.stop()
-            raise UnavailableError(f"a shard process {state}; its output is above (command: {' '.join(self._command)})")
-        where: dict[str, Any] = json.loads(line)
-        return where
-
-
-class Reviver:
-    """A thread that starts shard processes anew that died: on the same port, with their journals."""
-
-    def __init__(
-        self, processes: list[ShardProcess], journals: Sequence[Path | None], security: SecurityOptions | None
-    ) -> None:
-        """processes: replaced in place. One that ends with status 2 is left: its journal cannot be read."""
-        self.num_revived = 0
-        self.lock = threading.Lock()  # held while it looks: whoever ends processes on purpose holds it
-        self._processes, self._journals, self._security = processes, journals, security
-        self._given_up: set[int] = set()
-        self._ports: dict[int, int] = {}
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="weir-reviver", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Start none from now on."""
-        self._stopping.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping.wait(_LOOK_SECONDS):
-            with self.lock:
-                self._look()
-
-    def _look(self) -> None:
-        dead = [shard for shard, process in enumerate(self._processes) if process.process.poll() is not None]
-        started = [shard for shard in dead if shard not in self._given_up]
-        for shard in started:  # all of them, before waiting for one
-            process = self._processes[shard]
-            process.stop()
-            if process.is_up:
-                self._ports[shard] = int(process.address.rpartition(":")[2])
-            self._processes[shard] = ShardProcess(
-                port=self._ports[shard], journal=self._journals[shard], takes_over=True, security=self._security
-            )
-        for shard in started:
-            try:
-                _ = self._processes[shard].address
-                self.num_revived += 1
-            except UnavailableError as error:
-                if self._processes[shard].process.returncode == _MISTAKE:
-                    _log.error("shard %d cannot be started anew: %s", shard, error)
-                    self._given_up.add(shard)
 
 
 class LocalCluster:
@@ -194,7 +58,11 @@ class LocalCluster:
             raise RequestError(f"placement {placement!r} is unknown; known: in-process, process")
         if not 1 <= shards <= spec.num_buckets:
             raise RequestError(f"{shards} shards for {spec.num_buckets} buckets; need 1 to {spec.num_buckets} shards")
-        check_limits(spec, shards, thresholds_here())
+        if spec.durability.is_replicated and placement != "process":
+            raise RequestError(
+                "durability.mode 'replicated' needs shards in processes of their own: placement 'process'"
+            )
+        check_limits(spec, shards * (1 + spec.durability.is_replicated), thresholds_here())
         load_modules(spec.psfunc_modules)
         self.spec = spec
         self.name = name
@@ -206,7 +74,9 @@ class LocalCluster:
         self._are_processes = placement == "process"
         self._between = InProcessTransport(self._hosts)
         self._journals: list[Path | None] = []
-        self.addresses: tuple[str, ...] = ()
+        self._addresses: list[str] = []  # of shards that are no pairs
+        self.pairs: list[Pair] = []
+        self._pair_transport: Transport | None = None
         try:
             if self._are_processes:
                 GrpcTransport(security).close()  # finds a file that does not do before any process starts
@@ -216,7 +86,7 @@ class LocalCluster:
                 control.assign(transport, spec, control.first_routing(transport, spec, self.addresses))
             finally:
                 transport.close()
-            if self.processes and spec.durability.keeps_journal:
+            if self.processes and spec.durability.keeps_journal and not self.pairs:
                 self._reviver = Reviver(self.processes, self._journals, security)
         except BaseException:
             self.close()
@@ -252,13 +122,24 @@ class LocalCluster:
         """End all shards. Journals stay, for whoever starts them again, unless they began `fresh`."""
         if self._reviver is not None:
             self._reviver.stop()
+        for pair in self.pairs:
+            pair.stop()
         for process in self.processes:
             process.stop()
         for host in self._hosts.values():
             host.close()
         self._between.close()
+        if self._pair_transport is not None:
+            self._pair_transport.close()
         if self._fresh:
             self._forget(self._journals)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Of the shards; of pairs, where their primaries are now."""
+        if self.pairs:
+            return tuple(pair.address for pair in self.pairs)
+        return tuple(self._addresses)
 
     def _start(self, more: int, *, fresh: bool) -> None:
         """So many shards more."""
@@ -266,21 +147,48 @@ class LocalCluster:
         for shard in range(first, first + more):
             journal = journal_folder(self.spec, self.name, shard)
             self._journals.append(journal)
-            if self._are_processes:
+            if self.spec.durability.is_replicated:
+                self._start_pair(shard, fresh=fresh)
+            elif self._are_processes:
                 self.processes.append(ShardProcess(journal=journal, fresh=fresh, security=self.security))
             else:
                 send = partial(send_part, self._between)
                 self._hosts[f"in-process:{shard}"] = WorkThread(open_shard(journal, fresh=fresh), send=send)
-        self.addresses = (
-            tuple(process.address for process in self.processes) if self._are_processes else tuple(self._hosts)
+        for pair in self.pairs[first:]:
+            pair.wait_until_led()
+        if not self.pairs:
+            made = [each.address for each in self.processes[first:]] if self._are_processes else [*self._hosts][first:]
+            self._addresses += made
+
+    def _start_pair(self, shard: int, *, fresh: bool) -> None:
+        journal = self._journals[-1]
+        assert journal is not None
+        folders = (journal, standby_folder(journal))
+        transport = self._pair_transport = self._pair_transport or GrpcTransport(self.security)
+        seconds = self.spec.durability.standby_seconds
+        self.pairs.append(
+            Pair(
+                shard,
+                folders,
+                self.processes,
+                transport,
+                standby_seconds=seconds,
+                fresh=fresh,
+                security=self.security,
+            )
         )
 
     def _end(self, kept: int) -> None:
         """Shards that have no buckets any more, behind the first `kept`, and their journals."""
-        gone, self.addresses = self.addresses[kept:], self.addresses[:kept]
+        gone = self.addresses[kept:]
+        del self._addresses[kept:]
+        for pair in self.pairs[kept:]:
+            pair.stop()
+        del self.pairs[kept:]
         with self._reviver.lock if self._reviver is not None else nullcontext():
-            ended = self.processes[kept:]
-            del self.processes[kept:]
+            first = kept * (1 + self.spec.durability.is_replicated)
+            ended = self.processes[first:]
+            del self.processes[first:]
         for process in ended:
             process.stop()
         for address in gone if self._hosts else ():
@@ -291,7 +199,8 @@ class LocalCluster:
     def _forget(self, journals: Sequence[Path | None]) -> None:
         for journal in journals:
             if journal is not None:
-                shutil.rmtree(journal, ignore_errors=True)
+                for folder in (journal, standby_folder(journal)):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def __enter__(self) -> LocalCluster:
         return self
@@ -318,6 +227,11 @@ def journal_folder(spec: ClusterSpec, name: str, shard: int) -> Path | None:
         return None
     assert spec.durability.directory is not None
     return Path(spec.durability.directory).absolute() / name / f"shard-{shard:04d}"
+
+
+def standby_folder(journal: Path) -> Path:
+    """Where the other process of a pair has its journal."""
+    return journal.with_name(f"{journal.name}-standby")
 
 
 def local(
@@ -359,10 +273,15 @@ def connect(address: str, options: ClientOptions | None = None, security: Securi
                 f"no shard answers at {address}; `weir status` shows where shards listen. One with TLS hangs up on "
                 "clients without it, or without a certificate that it asks for: security.tls"
             )
+        if not status.cluster_spec and status.pair.other:  # a standby
+            (primary,) = control.statuses(transport, [status.pair.other], timeout_seconds=5.0)
+            status = primary or status
         spec = control.read_spec(status, address)
         load_modules(spec.psfunc_modules)
         routing = Routing.from_message(status.routing)
-        directory = control.StatusDirectory(address, transport, routing.addresses)
+        directory = control.StatusDirectory(address, transport, routing.addresses, others=[address])
+        if status.pair.role:
+            routing = directory.routing()  # the addresses of a routing are those at which its shards were once
         return Client(spec, transport, directory, routing, options, cluster=address)
     except BaseException:
         transport.close()

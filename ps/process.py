@@ -1,4 +1,5 @@
-"""A shard process: `python -m ps.process [--host H] [--port P] [--metrics-port P] [--journal DIR] [--security JSON]`.
+"""A shard process: `python -m ps.process [--host H] [--port P] [--metrics-port P] [--journal DIR [--pair]]
+[--security JSON]`.
 
 Prints one line of JSON when it listens, {"port", "address", "metrics_address", "pid"}, and runs until SIGTERM or
 Ctrl-C. With
@@ -20,6 +21,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ps.errors import RequestError, WeirError
+from ps.member import Member
 from ps.security import SecurityOptions
 from ps.server import ShardServer
 from ps.work import open_shard
@@ -32,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--metrics-port", type=int, default=0, help="of the Prometheus endpoint; 0 takes a free one")
     parser.add_argument("--journal", type=Path, help="folder of the shard's journal; what it has is recovered")
+    parser.add_argument("--pair", action="store_true", help="be one of a pair of primary and standby, as it is told")
     parser.add_argument("--fresh", action="store_true", help="drop what the journal has")
     parser.add_argument("--takes-over", action="store_true", help="end a process that still has the journal")
     parser.add_argument("--stop-at-eof", action="store_true", help="end when standard input closes")
@@ -40,12 +43,16 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         opening = {"takes_over": options.takes_over, "fresh": options.fresh}
+        security, is_paired = _read_security(options.security), options.pair
+        if is_paired and options.journal is None:
+            raise RequestError("--pair needs --journal")
         server = ShardServer(
             host=options.host,
             port=options.port,
             metrics_port=options.metrics_port,
-            shard=lambda observe: open_shard(options.journal, observe=observe, **opening),
-            security=_read_security(options.security),
+            shard=lambda observe: open_shard(None if is_paired else options.journal, observe=observe, **opening),
+            member=(lambda work: Member(work, options.journal, security=security, **opening)) if is_paired else None,
+            security=security,
         )
     except WeirError as error:
         print(f"error: {error}", file=sys.stderr)

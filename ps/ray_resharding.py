@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 
 from ps import resharding
-from ps.actor import STOP_SECONDS, cluster_spec, kill_actors, reserve_room, start_shards
+from ps.actor import (
+    actor_name,
+    actor_names,
+    cluster_spec,
+    forget_shards,
+    kill_actors,
+    processes_each,
+    reserve_room,
+    start_shards,
+)
 from ps.errors import RequestError, UnavailableError
 from ps.memory_limits import check_limits, thresholds_here
 from ps.ray_directory import RayDirectory, namespace
@@ -66,6 +75,10 @@ def restart_shards(name: str, security: SecurityOptions | None = None) -> Iterat
     if not cluster_spec(name).durability.keeps_journal:
         raise RequestError(f"cluster {name!r} keeps no journals: a shard that is started anew would be empty")
     for shard in range(directory.routing().num_shards):
+        if cluster_spec(name).durability.is_replicated:
+            _restart_pair(name, directory, shard)
+            yield shard
+            continue
         before = _pid(directory, shard)
         ray.kill(ray.get_actor(f"shard-{shard}", namespace=namespace(name)), no_restart=False)
         deadline = time.monotonic() + RESTART_SECONDS
@@ -76,11 +89,35 @@ def restart_shards(name: str, security: SecurityOptions | None = None) -> Iterat
         yield shard
 
 
+def _restart_pair(name: str, directory: RayDirectory, shard: int) -> None:
+    """The standby first; when it has all rows again, the primary, which it replaces."""
+    term = -1
+    for role in ("standby", "primary"):
+        roles, term = _whole_pair(name, directory, shard, beyond=term)
+        ray.kill(ray.get_actor(actor_name(shard, roles.index(role)), namespace=namespace(name)), no_restart=False)
+    _whole_pair(name, directory, shard, beyond=term)
+
+
+def _whole_pair(name: str, directory: RayDirectory, shard: int, *, beyond: int) -> tuple[list[str], int]:
+    """Roles of both places, and their term, once one leads and the other has all rows, at a later term than that."""
+    deadline = time.monotonic() + RESTART_SECONDS
+    while time.monotonic() < deadline:
+        leases = {lease["shard"]: lease for lease in directory.ask("describe")["shards"]}
+        said = leases[shard]["pair"] if shard in leases else []
+        terms = {each.get("term") for each in said}
+        if len(terms) == 1 and {each.get("role") for each in said} == {"primary", "standby"}:
+            term = int(terms.pop())
+            if term > beyond:
+                return [each["role"] for each in said], term
+        time.sleep(0.2)
+    raise UnavailableError(f"shard {shard} of cluster {name!r} has no standby with all rows; look at `ray logs`")
+
+
 def _add(name: str, numbers: range, cpus_per_shard: float, *, on_loopback: bool, security: SecurityOptions) -> None:
     directory, spec = RayDirectory(name), cluster_spec(name)
     if sum(node["Alive"] for node in ray.nodes()) == 1:
-        check_limits(spec, numbers.stop, thresholds_here(ray=True))
-    group = reserve_room(name, len(numbers), cpus_per_shard, START_SECONDS)
+        check_limits(spec, numbers.stop * processes_each(spec), thresholds_here(ray=True))
+    group = reserve_room(name, spec, len(numbers), cpus_per_shard, START_SECONDS, more=f"-{secrets.token_hex(4)}")
     directory.ask("keep", group)
     directory.ask("resize", numbers.stop)
     deadline = time.monotonic() + START_SECONDS
@@ -96,10 +133,8 @@ def _add(name: str, numbers: range, cpus_per_shard: float, *, on_loopback: bool,
 
 def _end(name: str, numbers: range) -> None:
     """Shards without buckets, with their journals."""
-    with suppress(ValueError, RayError, GetTimeoutError):
-        actors = [ray.get_actor(f"shard-{shard}", namespace=namespace(name)) for shard in numbers]
-        ray.get([actor.forget.remote() for actor in actors], timeout=STOP_SECONDS)
-    kill_actors(name, [f"shard-{shard}" for shard in numbers])
+    forget_shards(name, numbers)
+    kill_actors(name, actor_names(numbers))
 
 
 def _pid(directory: RayDirectory, shard: int) -> int:

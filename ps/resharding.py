@@ -10,7 +10,7 @@ meanwhile. Whatever fails, a further routing with the old owners brings all back
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -159,9 +159,3 @@ def _steps(owners: Owners, goal: Owners, at_once: int) -> Iterator[tuple[int, in
 def balanced(transport: Transport, num_shards: int) -> Callable[[Routing], Owners]:
     """A goal: so many shards, rows even."""
     return lambda routing: plan(bucket_rows(transport, routing), routing.owners, num_shards)
-
-
-def skew(bucket_rows: NDArray[np.int64], owners: Owners, shards: Sequence[int]) -> float:
-    """Rows of the fullest shard / mean rows of a shard; 1.0 where there are none."""
-    per_shard = np.bincount(owners, bucket_rows, minlength=len(shards))[list(shards)]
-    return float(per_shard.max() / per_shard.mean()) if per_shard.sum() else 1.0

@@ -50,9 +50,8 @@ class Restoration:
     def _starts(self) -> list[Mapping[str, Any]]:
         starts = list[Mapping[str, Any]]()
         for part in self.manifest.parts:
-            path = self.manifest.directory / part["file"]
-            with checkpoint.open_part(path) as opened:
-                start = opened.start
+            with self.manifest.open(part) as opened:
+                start, path = opened.start, opened.shown
             for what, said in (("num_buckets", self.manifest.spec.num_buckets), ("seed", self.manifest.spec.seed)):
                 if start.get(what) != said:
                     raise CheckpointError(f"{path} has {what} {start.get(what)}, the manifest says {said}")
@@ -76,7 +75,7 @@ class Restoration:
             return table in self.plan.tables and bucket in owned
 
         for part in self.manifest.parts:
-            with checkpoint.open_part(self.manifest.directory / part["file"], wanted) as opened:
+            with self.manifest.open(part, wanted) as opened:
                 for record in opened.records:
                     if convert:
                         yield from self._converted(record, self.plan.tables[record.table], owns)

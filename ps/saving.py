@@ -12,6 +12,7 @@ from typing import Any
 from ps import control
 from ps.checkpoint import Manifest, read_manifest, write_manifest
 from ps.mapping import Restored, encode_mapping, plan_restore, read_mapping
+from ps.places import absolute
 from ps.rounds import Connection
 from ps.routing import Routing
 from ps.spec import ClusterSpec
@@ -65,7 +66,7 @@ def start_save(
 
     seconds: patience with each shard. Raises what a shard raises; then nothing is being saved.
     """
-    directory = os.path.abspath(directory)  # shard processes have working folders of their own
+    directory = absolute(directory)
     number = int.from_bytes(os.urandom(7), "little") + 1
     request = pb.SaveRequest(directory=directory, cut=number, begin=True)
     control.call_all(transport, routing.addresses, "Save", [request] * routing.num_shards, seconds)
@@ -76,7 +77,7 @@ class PlannedRestore:
     """A restore that fits. Raises RequestError where it does not, CheckpointError for what is no checkpoint."""
 
     def __init__(self, spec: ClusterSpec, directory: str, mapping: Mapping[str, Any], event_time: int) -> None:
-        self._spec, directory, sources = spec, os.path.abspath(directory), read_mapping(mapping)
+        self._spec, directory, sources = spec, absolute(directory), read_mapping(mapping)
         self._plan = plan_restore(read_manifest(directory).spec, spec, sources)
         self._request = pb.RestoreRequest(directory=directory, mapping=encode_mapping(sources), event_time=event_time)
 

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import grpc
 
 from ps.errors import METADATA_KEY, NotAllowedError, RequestError, WeirError, to_wire
+from ps.member import Member
 from ps.memory_limits import Threshold, thresholds_here
 from ps.metrics import Metrics
 from ps.security import TOKEN_KEY, SecurityOptions, is_token, read_token, server_identity, warn_if_open
@@ -25,7 +26,7 @@ from ps.shard import Observer, Shard
 from ps.synchronous import MAX_WORLD
 from ps.transport import GrpcTransport, send_part
 from ps.wire import weir_pb2 as pb
-from ps.wire.reading import read_control, read_request
+from ps.wire.reading import read_control, read_frames, read_request
 from ps.work import DEFAULT_CAPACITY, WorkThread
 
 _MAX_DETAILS_BYTES = 6000  # as they travel; gRPC drops a status of more than 8 KiB of metadata
@@ -38,8 +39,8 @@ class ShardServer:
 
     host: loopback by default; other interfaces without a token print a warning. port, metrics_port: 0 takes a free one;
     metrics_port None opens no endpoint. thresholds: as WorkThread has them. shard: makes the shard, which is told whom
-    to report messages to. security: its files are read at once. Raises RequestError for a port in use, and for files of
-    `security` that do not do.
+    to report messages to. member: makes this a process of a pair. security: its files are read at once. Raises
+    RequestError for a port in use, and for files of `security` that do not do.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class ShardServer:
         thresholds: Callable[[], Sequence[Threshold]] = thresholds_here,
         shard: Callable[[Observer], Shard] = lambda observe: Shard(observe=observe),
         security: SecurityOptions | None = None,
+        member: Callable[[WorkThread], Member] | None = None,
     ) -> None:
         security = security or SecurityOptions()
         token, credentials, limits = read_token(security), _credentials(security), security.limits
@@ -90,6 +92,7 @@ class ShardServer:
             self.metrics_address = f"{shown}:{self.metrics.serve(host, metrics_port)}"
         self._others = GrpcTransport(security)
         self.work = WorkThread(made, capacity, thresholds, limits, partial(send_part, self._others))
+        self.member = None if member is None else member(self.work)
         self.metrics.watch(self.work)
         self._server.add_generic_rpc_handlers((_Servicer(self, limits.max_message_bytes).handlers(),))
         self._server.start()
@@ -102,6 +105,8 @@ class ShardServer:
         """Refuse new messages, give those that run a moment, and end all threads."""
         stopped: threading.Event = self._server.stop(grace_seconds)
         self.work.close()
+        if self.member is not None:
+            self.member.close()
         self._others.close()
         stopped.wait(grace_seconds + 10)
         self.metrics.close()
@@ -149,6 +154,8 @@ class _Servicer:
             self.give,
             self.take,
         )
+        if self._server.member is not None:
+            methods += (self.pair, self.replicate)
         return grpc.method_handlers_generic_handler(
             "weir.v1.Shard",
             {
@@ -188,7 +195,18 @@ class _Servicer:
         request = read_control(pb.StatusRequest(), data)
         reply = self._server.work.status(wants_buckets=request.wants_buckets)
         reply.metrics_address = self._server.metrics_address
+        if self._server.member is not None:
+            reply.pair.CopyFrom(self._server.member.status())
         return reply
+
+    def pair(self, data: bytes) -> pb.PairReply:
+        assert self._server.member is not None
+        return self._server.member.order(read_control(pb.PairRequest(), data))
+
+    def replicate(self, data: bytes) -> pb.ReplicateReply:
+        assert self._server.member is not None
+        self._server.member.replicate(read_frames(data)).result()
+        return pb.ReplicateReply()
 
 
 def _credentials(security: SecurityOptions) -> grpc.ServerCredentials | None:

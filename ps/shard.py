@@ -26,6 +26,7 @@ from ps.cut import Saves, Sink
 from ps.errors import JournalError, RequestError, WeirError, WrongEpochError
 from ps.execution import execute, execute_group, is_new
 from ps.holding import Holding
+from ps.journal.filling import Filling
 from ps.journal.journal import Journal
 from ps.journal.recovery import Recovered
 from ps.journal.snapshot import SnapshotWriter
@@ -71,22 +72,27 @@ class Shard:
         open_journal: OpenJournal | None = None,
     ) -> None:
         """recovered: what a journal says of the shard that died here. open_journal: makes one for the first rows."""
-        self.holding: Holding | None = None if recovered is None else recovered.holding
-        self.journal: Journal | None = None if recovered is None else recovered.journal
-        self._open_journal = open_journal
+        self.holding: Holding | None = None
+        self.journal: Journal | None = None
+        self.open_journal = open_journal
         self.num_failed = 0  # messages answered with an error
         self._clock = clock
         self._observe = observe
         self._schedule = Schedule(clock, slice_seconds)
         self._groups: Groups[_Waiting] = Groups()
         self._group_steps: deque[tuple[int, int]] = deque(maxlen=64)  # (generation, step) applied last
-        if self.journal is not None:
-            self._group_steps.extend(self.journal.group_steps)
-            self._groups.generation = max((generation for generation, _ in self._group_steps), default=0)
+        if recovered is not None:
+            self.adopt(recovered)
         self._saves = Saves(self._add, self._answer)
         self._running: dict[Place, _Waiting] = {}  # messages of group steps that are being applied
         self._max_clients, self._max_idle_seconds = max_clients, max_idle_seconds
         self._expired_at = clock()
+
+    def adopt(self, recovered: Recovered) -> None:
+        """Go on with what another process had. Not after the first assign."""
+        self.holding, self.journal = recovered.holding, recovered.journal
+        self._group_steps.extend(self.journal.group_steps)
+        self._groups.generation = max((generation for generation, _ in self._group_steps), default=0)
 
     @property
     def num_jobs(self) -> int:
@@ -198,8 +204,8 @@ class Shard:
                 holding.spec = spec
                 self.journal.use(spec.durability)
                 self.journal.moved()
-            elif self._open_journal is not None and spec.durability.keeps_journal:
-                self.journal = self._open_journal(holding)
+            elif self.open_journal is not None and spec.durability.keeps_journal:
+                self.journal = self.open_journal(holding)
             elif spec.durability.keeps_journal:
                 raise RequestError("the spec asks for a journal, and this shard was started without a folder for one")
             self.holding = holding
@@ -236,7 +242,7 @@ class Shard:
                 yield from self._journal_all(holding, self.journal)
             return num_rows
 
-        self._add("alone", work(), lambda result, error: self._answer([answer], result, error))
+        self._add("alone", work(), lambda result, error: self._answer_update([answer], result, error))
 
     def run(self, mode: Mode, work: Callable[[Holding], Generator[None, None, T]], answer: Future[T]) -> None:
         """Run work on what the shard holds. `answer`: its result, once the journal has what it changed."""
@@ -261,16 +267,14 @@ class Shard:
         """
         journal = self.journal
         if journal is not None and journal.wants_snapshot:
-            self._snapshot_next(holding, journal.begin_snapshot(), deque(holding.held.tolist()))
+            self.write_all(journal, journal.begin_snapshot(), deque(holding.held.tolist()))
         for evictor in holding.evictions.values():
             running = evictor.make_room(holding.owned)
             if running is not None:
                 self._add("yielding", running, lambda result, error: self._answer([], result, error))
 
-    def _snapshot_next(self, holding: Holding, snapshot: SnapshotWriter, buckets: deque[int]) -> None:
-        """Write the next bucket; updates run between buckets."""
-        assert self.journal is not None
-        journal = self.journal
+    def write_all(self, journal: Journal, snapshot: SnapshotWriter | Filling, buckets: deque[int]) -> None:
+        """Write these buckets to a snapshot or standby; updates run between them."""
 
         def work() -> Generator[None, None, None]:
             if buckets and not snapshot.is_full:
@@ -278,14 +282,20 @@ class Shard:
 
         def finished(_: Any, error: Exception | None) -> None:
             if error is not None or snapshot.failed:
-                _log.error("a snapshot of the journal was given up: %s", snapshot.failed or error)
+                _log.error("a snapshot or filling was given up: %s", snapshot.failed or error)
                 snapshot.give_up()
             elif buckets:
-                self._snapshot_next(holding, snapshot, buckets)
+                self.write_all(journal, snapshot, buckets)
             else:
                 snapshot.finish()
 
-        self._schedule.add(Job("update", work(), finished))
+        self.run_job("update", work(), finished)
+
+    def run_job(
+        self, mode: Mode, running: Generator[None, None, Any], finished: Callable[[Any, Exception | None], None]
+    ) -> None:
+        """Run what changes nothing that the journal would have to write."""
+        self._schedule.add(Job(mode, running, finished))
 
     def _journal_all(self, holding: Holding, journal: Journal) -> Generator[None, None, None]:
         """Write all rows instead of what changed, and wait for the disk."""
@@ -302,6 +312,8 @@ class Shard:
             raise JournalError(
                 f"the restored rows could not be written: {snapshot.failed}; free space and restore again"
             )
+        if journal.stream is not None:
+            self.write_all(journal, journal.begin_filling(journal.stream), deque(holding.held.tolist()))
 
     def _add(
         self, mode: Mode, running: Generator[None, None, Any], finished: Callable[[Any, Exception | None], None]
@@ -315,7 +327,8 @@ class Shard:
         if self.journal is None:
             self._answer(answers, result, error)
         else:
-            self.journal.after(lambda: self._answer(answers, result, error))
+            journal = self.journal
+            journal.after(lambda: self._answer(answers, result, error or journal.refusal))
 
     def _answer(self, answers: Iterable[Future[Any]], result: Any, error: Exception | None) -> None:
         if error is not None:

@@ -343,7 +343,9 @@ class ClusterSpec(Spec):
         if not 1 <= self.num_buckets <= 1 << 20 or self.num_buckets & (self.num_buckets - 1):
             raise ValueError(f"num_buckets is {self.num_buckets}; it must be a power of two between 1 and {1 << 20}")
         if self.durability.keeps_journal and not self.durability.directory:
-            raise ValueError("durability.directory: missing; mode 'journal' needs a folder for the journals")
+            raise ValueError(
+                f"durability.directory: missing; mode {self.durability.mode!r} needs a folder for the journals"
+            )
         for name, table in self.tables.items():
             try:
                 table.with_slots({})

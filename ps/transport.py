@@ -17,7 +17,7 @@ from ps.errors import METADATA_KEY, NotAllowedError, RequestError, UnavailableEr
 from ps.security import SecurityOptions, client_identity, read_token, token_metadata
 from ps.wire import weir_pb2 as pb
 
-Method: TypeAlias = Literal["Execute", "Assign", "Save", "Restore", "Status", "Give", "Take"]
+Method: TypeAlias = Literal["Execute", "Assign", "Save", "Restore", "Status", "Give", "Take", "Pair", "Replicate"]
 REPLIES: Mapping[Method, Any] = {
     "Execute": pb.Reply,
     "Assign": pb.AssignReply,
@@ -26,6 +26,8 @@ REPLIES: Mapping[Method, Any] = {
     "Status": pb.StatusReply,
     "Give": pb.GiveReply,
     "Take": pb.TakeReply,
+    "Pair": pb.PairReply,
+    "Replicate": pb.ReplicateReply,
 }
 CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     # A cut connection without a reset is noticed after keepalive_time + keepalive_timeout, and only while a call waits.

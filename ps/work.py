@@ -22,16 +22,18 @@ import numpy as np
 from pydantic import ValidationError
 
 from ps import checkpoint
-from ps.errors import CheckpointError, OverloadedError, RequestError, UnavailableError, WrongEpochError
+from ps.errors import CheckpointError, JournalError, OverloadedError, RequestError, UnavailableError, WrongEpochError
 from ps.giving import give, read_buckets
 from ps.holding import Holding
 from ps.journal.journal import Journal
 from ps.journal.lock import Lock
 from ps.journal.recovery import recover, remove_journal
+from ps.journal.role import read_role, remove_role
 from ps.mapping import decode_mapping
 from ps.memory_limits import Threshold, check_limits, shards_beside, thresholds_here
 from ps.moving import take
 from ps.pipe import Pipe
+from ps.places import is_uri
 from ps.psfunc import BucketNumbers
 from ps.request import check_request
 from ps.restoring import Restoration
@@ -97,8 +99,10 @@ class WorkThread:
             raise WrongEpochError(
                 "this shard has no place in a cluster yet; it must be assigned, and restored if it had rows"
             )
-        checked = check_request(request, holding.spec, self._mappings, self._limits)
         journal = self.shard.journal
+        if journal is not None:
+            journal.check_leads()
+        checked = check_request(request, holding.spec, self._mappings, self._limits)
         if checked.is_update and journal is not None and (trouble := journal.trouble):
             self.num_overloaded += 1
             raise OverloadedError(f"shard {holding.shard} takes no updates: {trouble}")
@@ -134,7 +138,7 @@ class WorkThread:
         waits for the end. cut: number of the save, which tells both together. One that is never fetched is forgotten
         when the next one begins.
         """
-        folder = _absolute(directory)
+        folder = _rooted(directory)
         if not cut:
             return self._save(folder, Future())
         if not begin:
@@ -159,7 +163,7 @@ class WorkThread:
         self._begun = (cut, saved)
         return pb.SaveReply()
 
-    def _save(self, folder: Path, marked: Future[None]) -> pb.SaveReply:
+    def _save(self, folder: str, marked: Future[None]) -> pb.SaveReply:
         with self._saving:
             holding = self._placed()
             pipe = Pipe(_MAX_BUFFERED_PIECES, self._inbox.put)
@@ -181,7 +185,7 @@ class WorkThread:
         fit, change nothing. mapping: encode_mapping of ps/mapping.py. event_time: as Converter has it.
         """
         holding = self._placed()
-        manifest = checkpoint.read_manifest(_absolute(directory))
+        manifest = checkpoint.read_manifest(_rooted(directory))
         found = Restoration(manifest, holding.spec, decode_mapping(mapping), event_time=event_time)
         owns = np.isin(np.arange(holding.spec.num_buckets), holding.owned)
         for _ in found.records(owns, convert=False):
@@ -189,6 +193,10 @@ class WorkThread:
         records = found.records(owns)
         loaded: Future[int] = self._submit(lambda answer: self.shard.restore(records, found.expired, answer))
         return pb.RestoreReply(num_rows=loaded.result())
+
+    def submit(self, event: Callable[[Future[T]], None]) -> Future[T]:
+        """Run what resolves the future on the thread of work. Raises UnavailableError once it was closed."""
+        return self._submit(event)
 
     def run(self, mode: Mode, work: Callable[[Holding], Generator[None, None, T]]) -> Future[T]:
         """Enqueue work on what the shard holds."""
@@ -310,10 +318,16 @@ def open_shard(
     """
     if folder is None:
         return Shard(observe=observe)
+    if not fresh and (kept := read_role(folder)).role:
+        raise JournalError(
+            f"the journal in {folder} is one of a pair ({kept.role} of term {kept.term}), and the other one may have "
+            "more; start it with durability.mode: replicated"
+        )
     lock = Lock(folder, takes_over=takes_over)
     try:
         if fresh:
             remove_journal(folder)
+            remove_role(folder)
         recovered = recover(folder, lock, now=time.monotonic())
     except BaseException:
         lock.close()
@@ -324,13 +338,12 @@ def open_shard(
     return Shard(observe=observe, recovered=recovered, open_journal=lambda holding: Journal(folder, lock, holding))
 
 
-def _absolute(directory: str) -> Path:
+def _rooted(directory: str) -> str:
     """A shard's working folder is not the client's."""
-    path = Path(directory)
     if "\0" in directory:
         raise RequestError(f"checkpoint folder {directory!r} has a zero byte in its name")
-    if not path.is_absolute():
+    if not is_uri(directory) and not os.path.isabs(directory):
         raise RequestError(
             f"checkpoint folder {directory!r} is relative; give the path that all shards see, from the root"
         )
-    return path
+    return directory

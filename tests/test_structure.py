@@ -24,7 +24,7 @@ LEVELS = [
         ]
     },
     {"kernels": ["ps.storage.kernels"]},
-    {"keys": ["ps.keys", "ps.memory_limits", "ps.routing", "ps.thresholds", "ps.wire"]},
+    {"keys": ["ps.keys", "ps.memory_limits", "ps.places", "ps.routing", "ps.thresholds", "ps.wire"]},
     {"storage": ["ps.storage"], "shared memory": ["ps.shared_memory", "ps.envelope"]},
     {
         "psfuncs": [
@@ -39,7 +39,7 @@ LEVELS = [
             "ps.request", "ps.schedule", "ps.shard", "ps.synchronous",
         ]
     },
-    {"server": ["ps.metrics", "ps.process", "ps.server", "ps.work"]},
+    {"server": ["ps.member", "ps.metrics", "ps.process", "ps.server", "ps.work"]},
     {
         "client": [
             "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.messages", "ps.pusher", "ps.resharding",
@@ -48,8 +48,9 @@ LEVELS = [
     },
     {
         "shells": [
-            "ps", "ps.actor", "ps.coordinator", "ps.coordinator_metrics", "ps.placement", "ps.ray_actors",
-            "ps.ray_directory", "ps.ray_resharding", "ps.session",
+            "ps", "ps.actor", "ps.coordinator", "ps.coordinator_metrics", "ps.pairing", "ps.pairs", "ps.placement",
+            "ps.ray_actors", "ps.ray_directory", "ps.ray_resharding", "ps.reporting", "ps.session",
+            "ps.shard_process",
         ]
     },
     {"config": ["workers.config", "workers.metrics"]},

@@ -58,7 +58,7 @@ def evaluate(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="a checkpoint directory", show_default=False)],
+    path: Annotated[str, typer.Argument(help="a checkpoint directory, or its URI", show_default=False)],
     key: Annotated[str | None, typer.Option(help="FIELD=VALUE: show the row of one value", show_default=False)] = None,
     slots: Slots = False,
     as_json: Json = False,

@@ -16,15 +16,15 @@ from workers.slots import SLOT_STATISTICS, RecordedSlots, by_name, names_of
 CONFIG_FILE = "config.json"
 
 
-def inspect(path: Path, key: str | None = None, *, slots: bool = False) -> dict[str, Any]:
+def inspect(path: Path | str, key: str | None = None, *, slots: bool = False) -> dict[str, Any]:
     """The answer of `weir inspect`. key: FIELD=VALUE as the data has it. slots: also the statistics of every slot.
 
-    Raises RequestError for a path without a checkpoint, a damaged one, or an unknown field.
+    path: or a URI (ps/places.py). Raises RequestError for one without a checkpoint, a damaged one, or an unknown field.
     """
     return _row(path, key) if key else _summary(path, slots=slots)
 
 
-def _summary(path: Path, *, slots: bool) -> dict[str, Any]:
+def _summary(path: Path | str, *, slots: bool) -> dict[str, Any]:
     names = _slot_names(path)
     if slots:
         recorded = RecordedSlots(read_manifest(path).spec)
@@ -58,7 +58,7 @@ def _summary(path: Path, *, slots: bool) -> dict[str, Any]:
     return summary
 
 
-def _row(path: Path, key: str) -> dict[str, Any]:
+def _row(path: Path | str, key: str) -> dict[str, Any]:
     field, equals, value = key.partition("=")
     if not equals:
         raise RequestError(f"--key {key}: must be FIELD=VALUE, as in user=123")
@@ -78,8 +78,9 @@ def _row(path: Path, key: str) -> dict[str, Any]:
     return found
 
 
-def _config(path: Path) -> Config | None:
-    """The config of the run that the checkpoint belongs to."""
+def _config(path: Path | str) -> Config | None:
+    """The config of the run that the checkpoint belongs to; None where it lies elsewhere."""
+    path = Path(path)
     for folder in (path, *path.absolute().parents):
         path = folder / CONFIG_FILE
         if path.is_file():
@@ -91,6 +92,6 @@ def _config(path: Path) -> Config | None:
     return None
 
 
-def _slot_names(path: Path) -> dict[int, str]:
+def _slot_names(path: Path | str) -> dict[int, str]:
     config = _config(path)
     return {} if config is None else names_of(config)

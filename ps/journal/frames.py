@@ -59,9 +59,9 @@ NO_ROWS: tuple[Keys, Images] = (NO_KEYS, np.empty((0, 0), np.uint8))
 NOTHING_GATHERED: tuple[Keys, Floats] = (NO_KEYS, np.empty(0, np.float32))
 
 
-def encode_start(header: dict[str, Any]) -> bytes:
-    """The beginning of a segment."""
-    return MAGIC + encode_frame({"version": VERSION, "kind": "start", **header})
+def encode_start(header: dict[str, Any], *, is_file: bool = True) -> bytes:
+    """The beginning of a segment; or, not of a file, its frame alone."""
+    return MAGIC * is_file + encode_frame({"version": VERSION, "kind": "start", **header})
 
 
 def encode_rows(frame: RowsFrame) -> list[Buffer]:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ps.durability import Durability
+from ps.errors import WrongEpochError
 from ps.holding import Holding
 from ps.journal.changes import Changes
+from ps.journal.filling import Filling
+from ps.journal.frames import Buffer, encode_start
 from ps.journal.lock import Lock
 from ps.journal.segments import Acknowledged, Segment, SegmentName
 from ps.journal.snapshot import SnapshotWriter
+from ps.journal.stream import Stream
 from ps.journal.writer import Writer
 
 _GROUP_STEPS = 64  # that are remembered
@@ -45,6 +49,7 @@ class Journal:
         self.group_steps = deque(group_steps, maxlen=_GROUP_STEPS)
         self.snapshot: SnapshotWriter | None = None
         self.num_snapshots, self.snapshot_bytes = 0, 0
+        self._filling: Filling | None = None
         self._lock, self._holding = lock, holding
         self._acknowledged = Acknowledged(folder)
         epoch = 1 if last is None else last.name.epoch + 1
@@ -66,6 +71,28 @@ class Journal:
         if self._writer.backlog_bytes > self.options.backlog_bytes:
             return f"the journal in {self.folder} is {self._writer.backlog_bytes >> 20} MiB behind"
         return ""
+
+    @property
+    def refusal(self) -> WrongEpochError | None:
+        """Once the standby has taken this shard's place: nothing is acknowledged any more."""
+        return self._writer.refusal
+
+    @property
+    def stream(self) -> Stream | None:
+        """To the standby, where there is one."""
+        stream = self._writer.stream
+        return None if stream is None or stream.is_over else stream
+
+    def check_leads(self) -> None:
+        """Raise WrongEpochError unless no other process can have taken this shard's place."""
+        if self.refusal is not None:
+            raise WrongEpochError(f"this shard was replaced by its standby ({self.refusal})")
+        stream = self._writer.stream
+        if stream is not None and not stream.has_lease:
+            raise WrongEpochError(
+                f"this shard has not heard of its standby at {stream.standby} for {stream.silent_seconds:.1f} s, which "
+                "may have taken its place"
+            )
 
     @property
     def backlog_bytes(self) -> int:
@@ -99,6 +126,25 @@ class Journal:
     def after(self, told: Callable[[], None]) -> None:
         """Call back, on any thread, once all that was committed so far is in the journal."""
         self._writer.after(told)
+
+    def copy(self, frames: Sequence[Buffer], number: int) -> None:
+        """Write an update as it stands in another journal. number: its own."""
+        self.changes.forget()
+        self._writer.append_checked(frames)
+        self.next_number = number + 1
+
+    def begin_filling(self, stream: Stream) -> Filling:
+        """Fill the standby with all rows, and send it every update from the next one on. stream: to a new standby, from
+        now on instead of the one before; or to the one that is there, which is filled anew.
+        """
+        if self._filling is not None:
+            self._filling.give_up()
+        start = encode_start(
+            {**self._start(), "first": self.next_number, "expired": self._holding.expired_ids()}, is_file=False
+        )
+        self._writer.fill(start, stream)
+        self._filling = Filling(self._writer, stream, self._holding)
+        return self._filling
 
     def use(self, options: Durability) -> None:
         """Other options from now on."""
@@ -139,13 +185,14 @@ class Journal:
         self.snapshot = SnapshotWriter(self.folder, self._holding, segment, has_begun, done=told)
         return self.snapshot
 
-    def close(self) -> None:
-        """Write what waits and let the folder go."""
+    def close(self, *, lets_go: bool = True) -> None:
+        """Write what waits. lets_go: of the folder too."""
         if self.snapshot is not None:
             self.snapshot.give_up()
         self._writer.close()
         self._acknowledged.close()
-        self._lock.close()
+        if lets_go:
+            self._lock.close()
 
     def _start(self) -> dict[str, Any]:
         """What a segment's start says of the shard."""

@@ -25,9 +25,11 @@ _WAIT_SECONDS = 10.0
 class Lock:
     """Held from the call to `close`, or to the end of the process."""
 
+    NAME = "LOCK"
+
     def __init__(self, folder: Path, *, takes_over: bool) -> None:
         """takes_over: kill a live holder. Raises JournalError when the folder cannot be taken."""
-        self._path, self._takes_over = folder / "LOCK", takes_over
+        self._path, self._takes_over = folder / self.NAME, takes_over
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._file: BinaryIO = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")

@@ -3,6 +3,8 @@
 When the disk is full or fails, what was begun is cut off and tried again until it succeeds: nothing is told, and
 `trouble` says why. A failed fsync is not tried again, for what the disk then has is unknown: the journal is broken, and
 nothing is ever told again.
+
+With a stream (stream.py) the same bytes go to a standby too, which may have to answer before anybody is told.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from ps.durability import Durability
-from ps.errors import JournalError
+from ps.errors import JournalError, WrongEpochError
 from ps.journal.frames import Buffer, encode_start, with_checksum
 from ps.journal.segments import Acknowledged, SegmentName
+from ps.journal.stream import Stream
 
 _RETRY_SECONDS = 0.25
 _MAX_PIECES = 512  # of one writev; the system allows 1024
@@ -32,14 +35,18 @@ _log = logging.getLogger("weir.journal")
 
 @dataclass(eq=False)
 class _Item:
-    """Pieces to write; or, without, a new segment to begin (first: number of its first update)."""
+    """Pieces to write; or, without, a new segment to begin (first: number of its first update), or what else is to
+    be done in turn.
+    """
 
     pieces: list[Buffer] = field(default_factory=list)
     num_bytes: int = 0
     ends_update: bool = False
+    is_checked: bool = False  # pieces with their checksum
     told: Callable[[], None] | None = None
     first: int | None = None
     start: dict[str, Any] | None = None
+    in_turn: Callable[[], bool] | None = None
 
 
 class Writer:
@@ -60,7 +67,8 @@ class Writer:
         """
         self.backlog_bytes = 0  # that wait for the disk
         self.num_bytes = 0  # written so far
-        self.trouble = ""  # why nothing is written at present
+        self.stream: Stream | None = None
+        self._trouble = ""
         self._folder, self._options, self._acknowledged = folder, options, acknowledged
         self._start = start
         self._file = -1
@@ -87,6 +95,32 @@ class Writer:
         num_bytes = sum(len(piece) for piece in pieces)
         self._put(_Item(list(pieces), num_bytes, ends_update))
 
+    def append_checked(self, frames: Sequence[Buffer]) -> None:
+        """Write whole updates as they stand in another journal."""
+        num_bytes = sum(len(frame) for frame in frames)
+        self._put(_Item(list(frames), num_bytes, ends_update=True, is_checked=True))
+
+    def fill(self, start: bytes, stream: Stream) -> None:
+        """Begin to fill a standby, and send it what is written from then on."""
+
+        def begin() -> bool:
+            self.stream = stream
+            if self._stopping.is_set():
+                stream.close()
+            return stream.restart(start) or stream.is_over
+
+        self._put(_Item(in_turn=begin))
+
+    def fill_with(self, pieces: list[Buffer], *, is_last: bool = False) -> None:
+        """A piece of the filling that was begun last, as Stream.fill has it."""
+
+        def send() -> bool:
+            if self.stream is not None:
+                self.stream.fill(pieces, is_last=is_last)
+            return True
+
+        self._put(_Item(num_bytes=sum(len(piece) for piece in pieces), in_turn=send))
+
     def after(self, told: Callable[[], None]) -> None:
         """Call back, on any thread, once all that was appended so far is written, and synced where every update is."""
         with self._lock:
@@ -101,6 +135,16 @@ class Writer:
         """Go on in a new file, whose first update has this number. start: as of the constructor, from now on."""
         self._put(_Item(first=first, start=start))
 
+    @property
+    def trouble(self) -> str:
+        """Why nothing is written, or acknowledged, at present."""
+        return self._trouble or ("" if self.stream is None else self.stream.trouble)
+
+    @property
+    def refusal(self) -> WrongEpochError | None:
+        """Where the standby has taken this shard's place: nothing is written or acknowledged any more."""
+        return None if self.stream is None else self.stream.refusal
+
     def use(self, options: Durability) -> None:
         """Other options, from the next group on."""
         self._options = options
@@ -108,6 +152,8 @@ class Writer:
     def close(self) -> None:
         """Write what waits, if the disk takes it now, and end the thread."""
         self._stopping.set()
+        if self.stream is not None:
+            self.stream.close()
         self._items.put(None)
         self._thread.join()
         os.close(self._file)
@@ -149,24 +195,29 @@ class Writer:
         """Whether it succeeded; false when the journal is to close first, or is broken."""
         begun: list[_Item] = []
         for item in items:
-            if item.first is None:
+            if item.first is None and item.in_turn is None:
                 begun.append(item)
                 continue
             if not self._write_group(begun):
                 return False
-            if self._options.fsync != "never" and not self._sync():
+            if item.first is not None and self._options.fsync != "never" and not self._sync():
                 return False
-            if not self._until_done(partial(self._go_on, item)):
+            if not (item.in_turn() if item.in_turn else self._until_done(partial(self._go_on, item))):
                 return False
             self._done([item])
             begun = []
         return self._write_group(begun)
 
     def _write_group(self, items: list[_Item]) -> bool:
-        if not items:
+        if not items or self.refusal is not None:
+            self._done(items)  # refused: those who wait hear of it
             return True
-        framed = [item.pieces if item.ends_update or not item.pieces else with_checksum(item.pieces) for item in items]
+        framed = [
+            item.pieces if item.ends_update or item.is_checked or not item.pieces else with_checksum(item.pieces)
+            for item in items
+        ]
         pieces = [piece for each in framed for piece in each]
+        ticket = self.stream.send(pieces) if self.stream is not None and pieces else 0
         if pieces and not self._until_done(partial(self._write, pieces)):
             return False
         if self._options.fsync == "always" and pieces and not self._sync():
@@ -176,6 +227,8 @@ class Writer:
             self._end = self._offset - sum(len(piece) for each in framed[whole + 1 :] for piece in each)
             if not self._until_done(partial(self._acknowledged.write, self._name, self._end)):
                 return False
+        if ticket and self.stream is not None and not self.stream.wait(ticket) and self.refusal is None:
+            return False
         self._done(items)
         if not self._is_dirty:
             self._synced_at = time.monotonic()  # the time begins with the first write
@@ -198,12 +251,12 @@ class Writer:
         while True:
             try:
                 work()
-                self.trouble = ""
+                self._trouble = ""
                 return True
             except OSError as error:
-                if not self.trouble:
+                if not self._trouble:
                     _log.error("the journal in %s cannot be written: %s", self._folder, error.strerror)
-                self.trouble = f"the journal in {self._folder} cannot be written: {error.strerror}; free space there"
+                self._trouble = f"the journal in {self._folder} cannot be written: {error.strerror}; free space there"
             if self._stopping.wait(_RETRY_SECONDS):
                 return False
 
@@ -233,10 +286,10 @@ class Writer:
             self._synced_at, self._is_dirty = time.monotonic(), False
             return True
         except OSError as error:
-            self.trouble = (
+            self._trouble = (
                 f"the disk of {self._folder} failed to sync ({error.strerror}); replace it, start the shard anew"
             )
-            _log.critical("%s", self.trouble)
+            _log.critical("%s", self._trouble)
             return False
 
     def _go_on(self, item: _Item) -> None:

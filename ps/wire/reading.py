@@ -37,6 +37,11 @@ def read_control(message: M, data: bytes, limit: int = MAX_CONTROL_BYTES) -> M:
     return _parse(message, data)
 
 
+def read_frames(data: bytes) -> pb.ReplicateRequest:
+    """Raises RequestError for bytes that are no message."""
+    return _parse(pb.ReplicateRequest(), data)
+
+
 def has_fewer_fields(data: bytes, limit: int) -> bool:
     """Whether a message has fewer fields at its outermost level, or ends before in something that is none."""
     position = 0

@@ -231,7 +231,7 @@ class StatusRequest(_message.Message):
     def __init__(self, wants_buckets: _Optional[bool] = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("cluster_spec", "routing", "shard", "tables", "queue_depth", "uptime_seconds", "metrics_address", "pid", "bucket_rows")
+    __slots__ = ("cluster_spec", "routing", "shard", "tables", "queue_depth", "uptime_seconds", "metrics_address", "pid", "bucket_rows", "pair")
     CLUSTER_SPEC_FIELD_NUMBER: _ClassVar[int]
     ROUTING_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
@@ -241,6 +241,7 @@ class StatusReply(_message.Message):
     METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     BUCKET_ROWS_FIELD_NUMBER: _ClassVar[int]
+    PAIR_FIELD_NUMBER: _ClassVar[int]
     cluster_spec: bytes
     routing: Routing
     shard: int
@@ -250,4 +251,53 @@ class StatusReply(_message.Message):
     metrics_address: str
     pid: int
     bucket_rows: bytes
-    def __init__(self, cluster_spec: _Optional[bytes] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., shard: _Optional[int] = ..., tables: _Optional[bytes] = ..., queue_depth: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., bucket_rows: _Optional[bytes] = ...) -> None: ...
+    pair: PairStatus
+    def __init__(self, cluster_spec: _Optional[bytes] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., shard: _Optional[int] = ..., tables: _Optional[bytes] = ..., queue_depth: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., bucket_rows: _Optional[bytes] = ..., pair: _Optional[_Union[PairStatus, _Mapping]] = ...) -> None: ...
+
+class PairRequest(_message.Message):
+    __slots__ = ("term", "role", "other", "has_standby", "predecessor_is_dead")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
+    HAS_STANDBY_FIELD_NUMBER: _ClassVar[int]
+    PREDECESSOR_IS_DEAD_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    role: str
+    other: str
+    has_standby: bool
+    predecessor_is_dead: bool
+    def __init__(self, term: _Optional[int] = ..., role: _Optional[str] = ..., other: _Optional[str] = ..., has_standby: _Optional[bool] = ..., predecessor_is_dead: _Optional[bool] = ...) -> None: ...
+
+class PairReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PairStatus(_message.Message):
+    __slots__ = ("role", "term", "other", "has_standby", "kept", "problem")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
+    HAS_STANDBY_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    term: int
+    other: str
+    has_standby: bool
+    kept: str
+    problem: str
+    def __init__(self, role: _Optional[str] = ..., term: _Optional[int] = ..., other: _Optional[str] = ..., has_standby: _Optional[bool] = ..., kept: _Optional[str] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class ReplicateRequest(_message.Message):
+    __slots__ = ("term", "number", "frames")
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    term: int
+    number: int
+    frames: bytes
+    def __init__(self, term: _Optional[int] = ..., number: _Optional[int] = ..., frames: _Optional[bytes] = ...) -> None: ...
+
+class ReplicateReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

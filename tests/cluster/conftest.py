@@ -46,9 +46,9 @@ def ray_session():
 class RayCluster:
     """A cluster of shard actors, as LocalCluster is one of processes."""
 
-    def __init__(self, name, spec, shards):
+    def __init__(self, name, spec, shards, **options):
         self.name, self.spec = name, spec
-        self.directory = actor.start_cluster(spec, shards, name)
+        self.directory = actor.start_cluster(spec, shards, name, **options)
 
     def connect(self, options=None) -> ps.Client:
         return actor.connect_cluster(self.name, options)

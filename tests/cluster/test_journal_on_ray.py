@@ -10,6 +10,8 @@ import ps
 from ps import actor
 from tests.cluster.conftest import RayCluster
 
+pytestmark = pytest.mark.cluster
+
 TABLE = ps.TableSpec(segments={"count": ps.SegmentSpec(dim=2, optimizer=ps.SGD(learning_rate=1.0))})
 
 

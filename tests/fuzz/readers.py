@@ -142,7 +142,7 @@ def sealed_frames(data):
             size = body_bytes(msgpack.unpackb(packed))
         except Exception:  # whatever msgpack raises on damage; the reader will say more
             break
-        if size is not None and 0 <= size <= len(out) - at - 4:
+        if isinstance(size, int) and 0 <= size <= len(out) - at - 4:
             struct.pack_into("<I", out, at + size, zlib.crc32(bytes(out[at : at + size])))
             at += size + 4
         elif size is not None:

@@ -10,6 +10,7 @@ import pytest
 from ps import checkpoint
 from ps.errors import CheckpointError
 from ps.pipe import Pipe
+from ps.places import LocalPlace
 from ps.shard import Shard
 from ps.work import WorkThread
 from tests.ps.driving import NUM_BUCKETS, SPEC, TWO_TABLES, Driver, call, keys_in, message, push
@@ -42,7 +43,7 @@ def read(pieces, path):
     """{(table, key): image} and {(table, bucket): applied} of a file."""
     path.write_bytes(b"".join(pieces))
     rows, applied = {}, {}
-    with checkpoint.open_part(path) as part:
+    with checkpoint.open_part(LocalPlace(path.parent), path.name, shown=str(path)) as part:
         for record in part.records:
             for key, image in zip(record.keys.tolist(), record.images):
                 assert (record.table, key) not in rows

@@ -116,7 +116,7 @@ def test_a_checkpoint_of_another_row_layout_or_damaged(tmp_path):
     file = write(tmp_path, {"train.epochs": 1})
     checkpoint = json.loads(weir("train", file, "--json").stdout)["checkpoint"]
     other = write(tmp_path, {"tables.main.segments.embedding.dim": 6})
-    assert "layout" in mistake(weir("evaluate", other, "--checkpoint", checkpoint))
+    assert "dim 6, the checkpoint 4; map it" in mistake(weir("evaluate", other, "--checkpoint", checkpoint))
     copy = tmp_path / "copy"
     shutil.copytree(checkpoint, copy)
     victim = next(copy.glob("rows-*.weir"))

@@ -6,11 +6,13 @@ weir_samples_per_second                     of all workers, over the latest half
 weir_cache_hit_rate                         of the hot-key cache
 weir_client_bytes_total{direction}          sent, received: messages on the wire
 weir_client_retries_total
+weir_checkpoint_age_seconds                 since the newest checkpoint, or the start; of the first worker
 weir_client_rows_total{outcome}             not applied: dropped_above, dropped_below, nonfinite
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -55,6 +57,9 @@ class _Collector(Collector):
         yield GaugeMetricFamily("weir_loss", "Loss of this worker's latest batch", trainer.latest_loss)
         yield CounterMetricFamily("weir_samples", "Samples trained on, by all workers", trainer.position.samples)
         yield GaugeMetricFamily("weir_samples_per_second", "Of all workers, in training", speed)
+        if trainer.world.is_first:
+            age = time.monotonic() - trainer.saved_at
+            yield GaugeMetricFamily("weir_checkpoint_age_seconds", "Since the newest checkpoint", age)
         yield GaugeMetricFamily("weir_cache_hit_rate", "Of the hot-key cache", stats["cache_hit_rate"])
         sent = CounterMetricFamily("weir_client_bytes", "Bytes on the wire", labels=["direction"])
         sent.add_metric(["sent"], stats["bytes_sent"])

@@ -48,7 +48,10 @@ class Trainer:
     position: Position = field(default_factory=Position)
     latest_loss: float = float("nan")
     training_seconds: float = 0.0
-    saving: tuple[PendingSave, Path, int | None] | None = None  # rank 0: what is written, where, how many are kept then
+    saved_at: float = field(
+        default_factory=time.monotonic
+    )  # when the newest checkpoint was complete, or training began
+    saving: tuple[PendingSave, Path, int | None] | None = None  # rank 0: what, where, how many then stay
 
     def step(self, feed: Feed) -> None:
         """One batch: rows in, gradients out."""
@@ -124,6 +127,7 @@ class Trainer:
             return
         (saving, directory, keep), self.saving = self.saving, None
         saving.wait()
+        self.saved_at = time.monotonic()
         if keep is not None:
             keep_newest(directory.parent, keep)
 

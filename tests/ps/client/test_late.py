@@ -5,7 +5,6 @@ import pytest
 
 import ps
 from ps import checkpoint
-from ps.errors import CheckpointError
 from tests.ps.driving import SGD
 from tests.ps.storage.late_oracle import SPEC
 
@@ -60,13 +59,13 @@ def test_a_checkpoint_keeps_both_sizes(tmp_path, shards):
         assert client.update("user", ps.Scale(1.0, segment="swept")).applied == len(FULL)
 
 
-def test_a_table_without_late_segments_refuses_the_checkpoint(tmp_path):
+def test_a_table_of_another_dim_refuses_the_checkpoint(tmp_path):
     with ps.local(CLUSTER) as client:
         trained(client)
         client.save(tmp_path)
     other = ps.ClusterSpec.model_validate({"tables": {"user": SGD}, "num_buckets": 16})
     with (
         ps.local(other) as client,
-        pytest.raises(CheckpointError, match="or the first 24 without late segments"),
+        pytest.raises(ps.RequestError, match="has dim 2, the checkpoint 3; map it"),
     ):
         client.restore(tmp_path)

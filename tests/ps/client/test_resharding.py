@@ -108,7 +108,7 @@ def test_rows_are_balanced_where_they_lie_unevenly():
         assert list(cluster.reshard(2)) == []  # nothing is left to move
 
 
-@pytest.mark.parametrize("victim", [0, 2])
+@pytest.mark.parametrize("victim", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_shard_that_dies_while_buckets_move_loses_nothing(tmp_path, victim):
     with (
         ps.LocalCluster(spec_of(tmp_path), shards=2, placement="process") as cluster,

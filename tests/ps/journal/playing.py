@@ -110,6 +110,16 @@ class Play:
         self.journal.after(written.set)
         assert written.wait(5)
 
+    def restore(self):
+        """The future of a restore to what the shard has."""
+        records, answer = (
+            [record for bucket in range(NUM_BUCKETS) for record in self.shard.holding.records_of(bucket)],
+            Future(),
+        )
+        self.shard.restore(records, {}, answer)
+        self.run()
+        return answer
+
     def close(self):
         self.journal.close()
 

@@ -79,7 +79,7 @@ STEPS = st.tuples(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(st.integers(0, 3), st.lists(STEPS, max_size=12), st.permutations(range(NUM_BUCKETS)))
 def test_what_is_read_is_the_table_at_the_mark(seed, steps, order):
     """Each step changes the table, then reads so many pieces."""

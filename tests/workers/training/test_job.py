@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ps import checkpoint
-from ps.checkpoint import MANIFEST, open_part, read_manifest
+from ps.checkpoint import MANIFEST, read_manifest
 from ps.errors import RequestError
 from tests.workers.training.recipe import load
 from workers.training.dense import FILE
@@ -40,7 +40,7 @@ def rows(checkpoint):
     manifest = read_manifest(checkpoint)
     found = {}
     for part in manifest.parts:
-        with open_part(manifest.directory / part["file"]) as opened:
+        with manifest.open(part) as opened:
             for record in opened.records:
                 for key, image in zip(record.keys.tolist(), record.images, strict=True):
                     found[record.table, key] = image.tobytes()

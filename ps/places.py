@@ -1,0 +1,179 @@
+"""Where a checkpoint lies: a folder of this machine, or one of any filesystem that pyarrow knows (s3://, gs://, hdfs://,
+fsspec+...). A place is flat: names of files, no folders inside.
+
+A file that is being written is complete when nothing was raised. `replace` is all or nothing: a rename after fsync on
+local disks, pyarrow's move elsewhere, which object stores do as a copy of a whole object.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast
+from urllib.parse import unquote, urlsplit
+
+from ps.errors import CheckpointError
+
+_BUFFER_BYTES = 1 << 20  # of reads, which may be requests over a network
+_SUFFIX = ".tmp"
+
+
+class Place(Protocol):
+    """What a checkpoint needs of one. All raise OSError."""
+
+    def create(self, name: str) -> Any:
+        """A context manager of a binary file to write; it must not exist. An error inside removes it again."""
+        ...
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a small file, in place of one of that name if there is one, after all that was created before."""
+        ...
+
+    def open(self, name: str) -> BinaryIO:
+        """For reading, with `seek`."""
+        ...
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where there is none."""
+        ...
+
+    def names(self) -> list[str]: ...
+
+    def remove(self, name: str) -> None: ...
+
+
+class LocalPlace:
+    """A folder of this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / name
+        try:
+            with path.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            _sync(self._folder)
+        except BaseException:
+            with suppress(OSError):
+                path.unlink()
+            raise
+
+    def replace(self, name: str, data: bytes) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        temporary = self._folder / (name + _SUFFIX)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync(self._folder)  # files of others in it, too
+        temporary.rename(self._folder / name)
+        _sync(self._folder)
+        _sync(self._folder.parent)
+
+    def open(self, name: str) -> BinaryIO:
+        return (self._folder / name).open("rb")
+
+    def size(self, name: str) -> int | None:
+        path = self._folder / name
+        return path.stat().st_size if path.is_file() else None
+
+    def names(self) -> list[str]:
+        return [path.name for path in self._folder.iterdir()]
+
+    def remove(self, name: str) -> None:
+        (self._folder / name).unlink(missing_ok=True)
+
+
+class ArrowPlace:
+    """A folder of a pyarrow.fs.FileSystem."""
+
+    def __init__(self, filesystem: Any, path: str) -> None:
+        self._fs, self._path = filesystem, path.rstrip("/")
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        self._fs.create_dir(self._path, recursive=True)
+        try:
+            with self._fs.open_output_stream(self._at(name)) as file:
+                yield file
+        except BaseException:
+            with suppress(OSError):
+                self.remove(name)
+            raise
+
+    def replace(self, name: str, data: bytes) -> None:
+        self._fs.create_dir(self._path, recursive=True)
+        with self._fs.open_output_stream(self._at(name + _SUFFIX)) as file:
+            file.write(data)
+        self._fs.move(self._at(name + _SUFFIX), self._at(name))
+
+    def open(self, name: str) -> BinaryIO:
+        return cast(BinaryIO, io.BufferedReader(self._fs.open_input_file(self._at(name)), _BUFFER_BYTES))
+
+    def size(self, name: str) -> int | None:
+        found = self._fs.get_file_info(self._at(name))
+        return int(found.size) if found.is_file else None
+
+    def names(self) -> list[str]:
+        from pyarrow.fs import FileSelector
+
+        found = self._fs.get_file_info(FileSelector(self._path, allow_not_found=True))
+        return [each.base_name for each in found if each.is_file]
+
+    def remove(self, name: str) -> None:
+        if self.size(name) is not None:
+            self._fs.delete_file(self._at(name))
+
+    def _at(self, name: str) -> str:
+        return f"{self._path}/{name}"
+
+
+def absolute(directory: str | os.PathLike[str]) -> str:
+    """A path of this machine from the root, or the URI that was given: other processes have working folders of their
+    own.
+    """
+    text = os.fspath(directory)
+    return text if is_uri(text) else os.path.abspath(text)
+
+
+def is_uri(text: str) -> bool:
+    return "://" in text
+
+
+def open_place(directory: str | os.PathLike[str]) -> Place:
+    """The place of a path, or of a URI. Raises CheckpointError for one that pyarrow does not know, or without it."""
+    text = os.fspath(directory)
+    if not is_uri(text):
+        return LocalPlace(Path(text))
+    if text.startswith("file://"):
+        return LocalPlace(Path(unquote(urlsplit(text).path)))
+    try:
+        from pyarrow.fs import FileSystem
+    except ImportError as error:
+        raise CheckpointError(f"{text}: needs pyarrow; pip install 'weir-ps[train]'") from error
+    try:
+        filesystem, path = FileSystem.from_uri(text)
+    except (OSError, ValueError, ImportError) as error:
+        raise CheckpointError(f"{text} cannot be opened: {error}; give a path or a URI that pyarrow reads") from error
+    return ArrowPlace(filesystem, path)
+
+
+def reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _sync(folder: Path) -> None:
+    """Make new names in the folder last."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
