@@ -151,7 +151,9 @@ def test_a_restore_reaches_the_standby(tmp_path):
         assert cluster.pairs[0].num_take_overs == 1
 
 
-@pytest.mark.parametrize("damage", ["flipped", "torn", "gone"])
+@pytest.mark.parametrize(
+    "damage", ["flipped", pytest.param("torn", marks=pytest.mark.slow), pytest.param("gone", marks=pytest.mark.slow)]
+)
 def test_a_damaged_journal_is_repaired(tmp_path, damage):
     with ps.LocalCluster(spec(tmp_path), shards=1, placement="process") as cluster, cluster.connect() as client:
         count(client, 1)
@@ -262,6 +264,7 @@ def test_orders_that_are_too_old_are_refused(by_hand):
         by_hand.transport.send(by_hand.one, "Replicate", frames, 5).result()
 
 
+@pytest.mark.slow
 def test_pushes_of_several_clients_during_take_overs(cluster):
     """Each client counts in keys of its own; what it was told is what the rows say."""
     acknowledged = [0, 0]
