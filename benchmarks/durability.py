@@ -1,6 +1,6 @@
 """What a journal costs, and how fast checkpoints, restores and recoveries are against the disk itself.
 
-    python benchmarks/durability.py [--json] [--quick] [--folder DIR] [--parts training checkpoint recovery]
+    python benchmarks/durability.py [--json] [--quick] [--folder DIR] [--parts training checkpoint ...]
 
 training    that of train_throughput.py (its batches, tower and Trainer, staleness 1, two Ray shards), on clusters that
             differ in their durability; a window each in turns, ratios within a round. Snapshots of the rows fall where
@@ -15,6 +15,9 @@ checkpoint  a cluster of two processes saves and restores; the peer writes and r
 recovery    SIGKILL of one of two processes; seconds until it has acknowledged a push. And a journal alone:
     journal_megabytes_per_second    one shard in this process, pushes of 40,000 rows, from the first push to the last
                                     byte in the journal; recovery_... the same bytes read, checked and replayed
+standby     a pair of processes: SIGKILL of the primary; seconds until the standby has acknowledged a push
+resharding  two processes become four, and two again, while a client pushes 4,096 rows at a time: bytes that moved a
+            second, and how long pushes take meanwhile, beside how long they take before
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -52,12 +56,13 @@ MODES: dict[str, dict[str, Any]] = {
     "journal_fsync_1s": {"fsync": 1.0},
     "journal_fsync_always": {"fsync": "always"},
 }
+PARTS = ["training", "checkpoint", "recovery", "standby", "resharding"]
 _READY_SECONDS = 60.0
 
 
 def with_journal(rows: int, folder: Path, **options: Any) -> ps.ClusterSpec:
-    """The cluster of train_throughput.py, with a journal."""
-    durability = ps.Durability(mode="journal", directory=str(folder), **options)
+    """The cluster of train_throughput.py, with a journal. options: of ps.Durability."""
+    durability = ps.Durability(**{"mode": "journal", "directory": str(folder), **options})
     return spec(rows, "fp32").model_copy(update={"durability": durability})
 
 
@@ -168,6 +173,57 @@ def recovery(folder: Path, sizes: list[int], rounds: int) -> dict[str, Any]:
     return result | journal_alone(folder / "alone", 400_000, rounds)
 
 
+def standby(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
+    chosen = with_journal(rows, folder / "standby", mode="replicated")
+    keys, seconds = to_keys(np.arange(64).repeat(FIELDS).reshape(64, FIELDS)), []
+    with LocalCluster(chosen, placement="process", name="pair", fresh=True) as cluster, cluster.connect() as client:
+        fill_client(client, rows)
+        for step in range(rounds):
+            cluster.pairs[0].wait_until_whole()
+            primary = next(each for each in cluster.processes if each.address == cluster.addresses[0])
+            primary.process.kill()
+            seconds.append(timed(client.push("ctr", keys, np.ones((len(keys), 20), np.float32), step=step + 2).wait))
+            show(f"{rows} rows: {seconds[-1]:.2f} s from kill to the first push that the standby acknowledged")
+    return spread(f"seconds_to_take_over_{rows}_rows", seconds)
+
+
+def resharding(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
+    chosen, rng = with_journal(rows, folder / "moved"), np.random.default_rng(0)
+    gradients, speeds, quiet, moving = np.ones((4096, 20), np.float32), [], [], []
+    running = LocalCluster(chosen, shards=2, placement="process", name="moved", fresh=True)
+    with running as cluster, cluster.connect() as client:
+        fill_client(client, rows)
+        stop, target = threading.Event(), [quiet]
+
+        def push_on() -> None:
+            step = 2
+            while not stop.is_set():
+                numbers = np.repeat(rng.integers(0, rows // FIELDS, 158)[:, None], FIELDS, axis=1)
+                keys = np.unique(to_keys(numbers))[:4096]
+                target[0].append(timed(client.push("ctr", keys, gradients[: len(keys)], step=step).wait))
+                step += 1
+
+        thread = threading.Thread(target=push_on)
+        thread.start()
+        for _ in range(rounds):
+            for shards in (4, 2):
+                target[0] = quiet
+                time.sleep(1.0)
+                target[0] = moving
+                moves = list(cluster.reshard(shards))
+                speeds.append(sum(move.num_bytes for move in moves) / sum(move.seconds for move in moves) / 1e6)
+                held = max(move.held_seconds for move in moves)
+                show(f"to {shards} shards: {speeds[-1]:.0f} MB/s, buckets held for at most {1000 * held:.0f} ms")
+        stop.set()
+        thread.join()
+    waits = {
+        f"push_seconds_{name}_p{at}": round(float(np.percentile(times, at)), 4)
+        for name, times in (("before_moving", quiet), ("while_moving", moving))
+        for at in (50, 99)
+    }
+    return spread("resharding_megabytes_per_second", speeds) | waits
+
+
 def journal_alone(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
     """One shard in this process: bytes of journal a second, and bytes replayed a second."""
     chosen = with_journal(rows, folder, snapshot_after_bytes=1 << 40)
@@ -259,7 +315,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true", help="at most 180 s: fewer rows, shorter windows, wider spread")
     parser.add_argument("--folder", type=Path, help="on the disk that is meant (default: a temporary folder)")
-    parser.add_argument("--parts", nargs="+", choices=["training", "checkpoint", "recovery"], help="default: all")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: all")
     parser.add_argument(
         "--rows", type=int, default=10_000_000, help="of training; a fifth of them, at least a million, for checkpoints"
     )
@@ -269,7 +325,7 @@ def main() -> None:
     sizes = [10_000, 1_000_000, 4_000_000]
     if arguments.quick:
         arguments.rows, arguments.rounds, arguments.seconds, sizes = 1_000_000, 5, 2.0, [10_000, 300_000]
-    parts = arguments.parts or ["training", "checkpoint", "recovery"]
+    parts = arguments.parts or PARTS
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="weir-durability-") as name:
         folder = Path(name)
@@ -279,6 +335,10 @@ def main() -> None:
             result |= checkpoint(folder, max(1_000_000, arguments.rows // 5), arguments.rounds)
         if "recovery" in parts:
             result |= recovery(folder, sizes, 3 if arguments.quick else arguments.rounds)
+        if "standby" in parts:
+            result |= standby(folder, sizes[1], 3)
+        if "resharding" in parts:
+            result |= resharding(folder, sizes[1], 1 if arguments.quick else 3)
     result |= {"rows": arguments.rows, "rounds": arguments.rounds, "machine": machine()}
     if arguments.json:
         print(json.dumps(result))
