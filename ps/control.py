@@ -4,7 +4,7 @@ coordinator.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -116,14 +116,14 @@ class StatusDirectory:
     """Finds the routing by asking the shards themselves, at the addresses known so far."""
 
     def __init__(
-        self, cluster: str, transport: Transport, addresses: Sequence[str], others: Sequence[str] = ()
+        self, cluster: str, transport: Transport, addresses: Sequence[str], primaries: Mapping[int, str] | None = None
     ) -> None:
-        """others: addresses at which processes of pairs are, beside those of the shards."""
+        """primaries: by shard, where processes of pairs serve, which may be elsewhere than the routing says."""
         self._cluster = cluster
         self._transport = transport
         self._addresses = tuple(addresses)
-        self._others = set(others)
-        self._primaries: dict[int, str] = {}  # by shard, of pairs
+        self._others = set((primaries or {}).values())  # the other processes of pairs
+        self._primaries = dict(primaries or {})  # by shard, of pairs
 
     def routing(self) -> Routing:
         found = self._ask()

@@ -275,11 +275,12 @@ def connect(address: str, options: ClientOptions | None = None, security: Securi
             )
         if not status.cluster_spec and status.pair.other:  # a standby
             (primary,) = control.statuses(transport, [status.pair.other], timeout_seconds=5.0)
-            status = primary or status
+            address, status = (status.pair.other, primary) if primary is not None else (address, status)
         spec = control.read_spec(status, address)
         load_modules(spec.psfunc_modules)
         routing = Routing.from_message(status.routing)
-        directory = control.StatusDirectory(address, transport, routing.addresses, others=[address])
+        primaries = {status.shard: address} if status.pair.role == "primary" else {}
+        directory = control.StatusDirectory(address, transport, routing.addresses, primaries)
         if status.pair.role:
             routing = directory.routing()  # the addresses of a routing are those at which its shards were once
         return Client(spec, transport, directory, routing, options, cluster=address)
