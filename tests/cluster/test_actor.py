@@ -106,7 +106,7 @@ def test_an_unknown_cluster(ray_session):
 
 def test_no_room(ray_session):
     started = time.monotonic()
-    with pytest.raises(ps.RequestError, match=r"no room for 9 shards of \{'CPU': 0.5\} each; free now: CPU"):
+    with pytest.raises(ps.RequestError, match=r"no room for 9 processes of \{'CPU': 0.5\} each; free now: CPU"):
         actor.start_cluster(SPEC, 9, "too-many", start_seconds=3)
     assert time.monotonic() - started < 30
     with pytest.raises(ps.UnavailableError):
