@@ -19,7 +19,7 @@ import msgpack
 import numpy as np
 import torch
 
-from ps import checkpoint
+from ps import chain, checkpoint
 from ps.journal.lock import Lock
 from ps.journal.recovery import recover
 from ps.journal.snapshot import POINTER
@@ -112,8 +112,8 @@ def with_length(folder):
 
 def read_rows(folder):
     with_length(folder)
-    checkpoint.find_row(folder, "user", int(KEYS[7]))
-    checkpoint.verify(folder)
+    chain.find_row(folder, "user", int(KEYS[7]))
+    chain.verify(folder)
     inspect(folder, slots=True)
     running().restore(str(folder))
 

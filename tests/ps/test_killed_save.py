@@ -13,7 +13,7 @@ SAVER = """
 import json, mmap, os, random, signal, struct, sys, time
 from pathlib import Path
 import msgpack
-from ps import checkpoint
+from ps import chain, checkpoint
 from tests.ps.driving import SPEC, Driver, keys_in, push
 from workers.training.runs import keep_newest, newest
 
@@ -58,7 +58,7 @@ for kill in range(num_kills):
     os.waitpid(pid, 0)
     last = struct.unpack_from("q", done)[0]
     where = folder if how == "one folder" else newest(folder)
-    found = checkpoint.verify(where)
+    found = chain.verify(where)
     number = found.manifest.extra["save"]
     assert number in (last, last + 1), (number, last)
     assert found.rows["user"] == rows[number % 4]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import ps
-from ps.checkpoint import verify, write_manifest
+from ps.chain import verify
+from ps.checkpoint import write_manifest
 from ps.conversion import Converter
 from ps.mapping import TablePlan, plan_restore, read_mapping
 from ps.storage.table import Table

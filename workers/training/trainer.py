@@ -49,6 +49,7 @@ class Trainer:
     latest_loss: float = float("nan")
     training_seconds: float = 0.0
     saving: tuple[PendingSave, Path, int | None] | None = None  # rank 0: what is written, where, how many are kept then
+    saved: Path | None = None  # rank 0: the latest incremental one, or what the next one begins from
 
     def step(self, feed: Feed) -> None:
         """One batch: rows in, gradients out."""
@@ -103,9 +104,10 @@ class Trainer:
         self.start_save(directory)
         self.finish_save()
 
-    def start_save(self, directory: Path, keep: int | None = None) -> None:
+    def start_save(self, directory: Path, keep: int | None = None, *, incremental: bool = False) -> None:
         """One global cut: every worker's pushes are acknowledged, then tower and position are written and all shards
         mark; rows are written while training goes on, and the manifest last. keep: how many of its kind are kept then.
+        incremental: of rows only what has changed since the latest save with it.
         """
         self.finish_save()
         self.client.flush()
@@ -115,7 +117,15 @@ class Trainer:
             save_dense(directory, self.scorer.bare_model, self.optimizer)
             schedule = None if self.schedule is None else self.schedule.state()
             write_position(directory, self.position, self.training_seconds, schedule)
-            self.saving = (self.client.start_save(str(directory.absolute())), directory, keep)
+            since = self.saved if incremental and self.saved != directory else None
+            saving = self.client.start_save(
+                str(directory.absolute()),
+                since=None if since is None else str(since.absolute()),
+                tracks=incremental,
+                max_increments=self.config.checkpoint.max_increments,
+            )
+            self.saving = (saving, directory, keep)
+            self.saved = directory if incremental else self.saved
         self.world.barrier()
 
     def finish_save(self, *, wait: bool = True) -> None:
@@ -155,6 +165,7 @@ class Trainer:
 
     def _restore_rows(self, directory: Path, mapping: Mapping[str, Any] | None) -> None:
         self.finish_save()
+        self.saved = None
         if self.world.is_first:
             for change in self.client.restore(str(directory.absolute()), mapping=mapping).changes:
                 self.reporter.say(f"{directory}: {change}")
@@ -277,7 +288,8 @@ class Trainer:
         }
 
     def _checkpoint(self, *, wait: bool) -> None:
-        self.start_save(self._checkpoint_directory(), self.config.checkpoint.keep)
+        options = self.config.checkpoint
+        self.start_save(self._checkpoint_directory(), options.keep, incremental=options.incremental)
         self.finish_save(wait=wait)
 
     def _checkpoint_directory(self) -> Path:
