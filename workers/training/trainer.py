@@ -141,7 +141,7 @@ class Trainer:
         """The checkpoint of the weights that `fit` left loaded: the best one, or else a new one of the last step."""
         if self.schedule is not None and self.schedule.best_step is not None:
             return self._best_directory(self.schedule.best_step)
-        self._checkpoint(wait=True)
+        self._checkpoint(wait=True, incremental=False)  # what is kept for good needs no other
         return self._checkpoint_directory()
 
     def restore(self, directory: Path, *, weights_only: bool = False, mapping: Mapping[str, Any] | None = None) -> None:
@@ -192,7 +192,7 @@ class Trainer:
                 if due & EVALUATE:
                     self._evaluate_valid()
                 if due & (SAVE | STOP):
-                    self._checkpoint(wait=bool(due & STOP))
+                    self._checkpoint(wait=bool(due & STOP), incremental=self.config.checkpoint.incremental)
                     last_saved = time.monotonic()
                 if due & STOP:
                     saved = self._checkpoint_directory()
@@ -287,9 +287,8 @@ class Trainer:
             for table, spec in self.scorer.tables.items()
         }
 
-    def _checkpoint(self, *, wait: bool) -> None:
-        options = self.config.checkpoint
-        self.start_save(self._checkpoint_directory(), options.keep, incremental=options.incremental)
+    def _checkpoint(self, *, wait: bool, incremental: bool) -> None:
+        self.start_save(self._checkpoint_directory(), self.config.checkpoint.keep, incremental=incremental)
         self.finish_save(wait=wait)
 
     def _checkpoint_directory(self) -> Path:
