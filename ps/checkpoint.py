@@ -7,7 +7,11 @@
     file  := magic start record* end      records as ps/record.py has them
     magic := "WEIRROWS"
     start := frame {version, kind "start", shard, num_buckets, seed, layouts {table: text}, expired {table: [client
-    id]}} end   := frame {version, kind "end", records, rows {table: rows}}
+    id]}, increments {table: bits}}
+    end   := frame {version, kind "end", records, rows {table: rows}}
+
+A checkpoint whose manifest names a base is an increment: of the buckets whose bit is set (bit 0 first) its files hold
+what has changed since the base, of the others all. The base is an increment itself, or a full one (ps/chain.py).
 
 DIR is a path or a URI (ps/places.py). What no manifest names is not part of a checkpoint, and the next save removes it.
 Restoring works on any number of shards: each reads all files and keeps the buckets that it owns.
@@ -18,9 +22,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import struct
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -28,16 +30,12 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import msgpack
-import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from ps.errors import CheckpointError, RequestError
-from ps.keys import bucket_of, slot_of
-from ps.places import Place, open_place, reason
+from ps.places import Place, joined, open_place, reason, relative
 from ps.record import VERSION, FrameReader, Record, encode_frame
 from ps.spec import ClusterSpec
-from ps.storage.table import Table
-from ps.types import Floats
 
 MAGIC = b"WEIRROWS"
 MANIFEST = "MANIFEST.json"
@@ -46,18 +44,33 @@ _PART_NAME = re.compile(r"rows-\d{4,}-of-\d{4,}-[0-9a-f]{8}\.weir(\.tmp)?")
 
 @dataclass(frozen=True)
 class Manifest:
-    """A complete checkpoint. parts: as write_part made them. extra: the caller's own, such as the training step."""
+    """A complete checkpoint. parts: as write_part made them. extra: the caller's own, such as the training step. id:
+    of its save, 0 where none says. base: what it is an increment of.
+    """
 
     directory: str
     place: Place
     spec: ClusterSpec
     parts: tuple[Mapping[str, Any], ...]
     extra: Mapping[str, Any]
+    id: int = 0
+    base: Manifest | None = None
 
     @property
     def rows(self) -> dict[str, int]:
-        """Rows of each table."""
-        return {name: sum(part["rows"].get(name, 0) for part in self.parts) for name in self.spec.tables}
+        """Rows of each table, those of its base that are as they were too."""
+        held = [part.get("held", part["rows"]) for part in self.parts]
+        return {name: sum(rows.get(name, 0) for rows in held) for name in self.spec.tables}
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its own files of rows."""
+        return sum(part["bytes"] for part in self.parts)
+
+    @property
+    def chain(self) -> tuple[Manifest, ...]:
+        """All that it stands on: a full checkpoint, the increments since, itself."""
+        return (*(self.base.chain if self.base is not None else ()), self)
 
     def open(self, part: Mapping[str, Any], wanted: Wanted | None = None) -> AbstractContextManager[Part]:
         """`open_part` of one of its files."""
@@ -66,11 +79,17 @@ class Manifest:
 
 
 def start_frame(
-    *, shard: int, spec: ClusterSpec, layouts: Mapping[str, str], expired: Mapping[str, Sequence[int]]
+    *,
+    shard: int,
+    spec: ClusterSpec,
+    layouts: Mapping[str, str],
+    expired: Mapping[str, Sequence[int]],
+    increments: Mapping[str, bytes] | None = None,
 ) -> bytes:
-    """The beginning of a file."""
+    """The beginning of a file. increments: by table, the bits of the buckets of which it holds what has changed."""
     header = {"version": VERSION, "kind": "start", "shard": shard, "num_buckets": spec.num_buckets, "seed": spec.seed}
-    return MAGIC + encode_frame({**header, "layouts": dict(layouts), "expired": dict(expired)})
+    changed = {"increments": dict(increments)} if increments else {}
+    return MAGIC + encode_frame({**header, "layouts": dict(layouts), "expired": dict(expired), **changed})
 
 
 def end_frame(*, num_records: int, rows: Mapping[str, int]) -> bytes:
@@ -98,16 +117,24 @@ def write_part(directory: str | Path, shard: int, num_shards: int, pieces: Itera
 
 
 def write_manifest(
-    directory: str | Path, spec: ClusterSpec, parts: Sequence[bytes], extra: Mapping[str, Any] | None = None
+    directory: str | Path,
+    spec: ClusterSpec,
+    parts: Sequence[bytes],
+    extra: Mapping[str, Any] | None = None,
+    *,
+    id: int = 0,
+    base: Manifest | None = None,
 ) -> Manifest:
     """Complete a checkpoint, and remove the files of an earlier one in the same folder. parts: SaveReply.manifest of
-    all shards.
+    all shards. id: of the save. base: since when the parts that are increments hold what has changed.
 
     Raises CheckpointError when parts are missing.
     """
-    place = open_place(directory)
-    manifest = Manifest(str(directory), place, spec, tuple(msgpack.unpackb(part) for part in parts), dict(extra or {}))
+    place, found = open_place(directory), tuple(msgpack.unpackb(part) for part in parts)
+    needed = base if any(part.get("increment") for part in found) else None
+    manifest = Manifest(str(directory), place, spec, found, dict(extra or {}), id, needed)
     _check_complete(manifest)
+    since = {} if needed is None else {"base": {"path": relative(needed.directory, str(directory)), "id": needed.id}}
     body = {
         "format": "weir checkpoint",
         "version": VERSION,
@@ -115,6 +142,8 @@ def write_manifest(
         "parts": list(manifest.parts),
         "rows": manifest.rows,
         "extra": manifest.extra,
+        "id": id,
+        **since,
     }
     text = json.dumps({**body, "crc32": _json_crc(body)}, indent=1)
     kept = {part["file"] for part in manifest.parts}
@@ -128,8 +157,10 @@ def write_manifest(
     return manifest
 
 
-def read_manifest(directory: str | Path) -> Manifest:
-    """Raises CheckpointError when there is no complete checkpoint, or a file is missing or has another length."""
+def read_manifest(directory: str | Path, *, above: tuple[str, ...] = ()) -> Manifest:
+    """Raises CheckpointError when there is no complete checkpoint, or a file is missing or has another length, of it or
+    of a base that it needs. above: the increments that need it.
+    """
     place, path = open_place(directory), f"{directory}/{MANIFEST}"
     try:
         with place.open(MANIFEST) as file:
@@ -151,7 +182,9 @@ def read_manifest(directory: str | Path) -> Manifest:
         spec = ClusterSpec.model_validate(body.get("cluster_spec"))
     except (ValidationError, RequestError) as error:
         raise CheckpointError(f"{path} has a cluster spec that this weir-ps cannot read: {error}") from error
-    manifest = Manifest(str(directory), place, spec, *_read_parts(path, body))
+    said = _read_body(path, body)
+    base = None if said.base is None else _read_base(str(directory), spec, said.base, above)
+    manifest = Manifest(str(directory), place, spec, tuple(body["parts"]), body["extra"], said.id, base)
     _check_complete(manifest)
     for part in manifest.parts:
         try:
@@ -177,6 +210,8 @@ class _Part(BaseModel):
     num_owned_buckets: int = Field(ge=0, strict=True)
     routing_epoch: int = Field(0, ge=0, strict=True)
     rows: dict[str, Annotated[int, Field(ge=0, strict=True)]]
+    held: dict[str, Annotated[int, Field(ge=0, strict=True)]] = {}
+    increment: bool = Field(False, strict=True)
 
 
 class _Start(BaseModel):
@@ -184,22 +219,48 @@ class _Start(BaseModel):
 
     layouts: dict[str, str]
     expired: dict[str, list[Annotated[int, Field(ge=0, lt=1 << 64, strict=True)]]] = {}
+    increments: dict[str, bytes] = {}
 
 
-class _Parts(BaseModel):
+class _Base(BaseModel):
+    """path: from the folder of the increment."""
+
+    path: str = Field(pattern=r"^\.\.?(/|$)")
+    id: int = Field(gt=0, strict=True)
+
+
+class _Body(BaseModel):
     parts: list[_Part]
     extra: dict[str, Any]
+    id: int = Field(0, ge=0, strict=True)
+    base: _Base | None = None
 
 
-def _read_parts(path: str, body: Mapping[str, Any]) -> tuple[tuple[Mapping[str, Any], ...], Mapping[str, Any]]:
-    """`parts` and `extra` of a manifest, as they stand there once they are found to be right."""
+def _read_body(path: str, body: Mapping[str, Any]) -> _Body:
+    """What a manifest says beside version and spec."""
     try:
-        _Parts.model_validate(body)
+        return _Body.model_validate(body)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise CheckpointError(f"{path}: {place}: {first['msg']}; use another checkpoint") from error
-    return tuple(body["parts"]), body["extra"]
+
+
+def _read_base(directory: str, spec: ClusterSpec, said: _Base, above: tuple[str, ...]) -> Manifest:
+    there = joined(directory, said.path)
+    if there in (*above, directory):
+        raise CheckpointError(f"{directory} is an increment of itself; use another checkpoint")
+    try:
+        base = read_manifest(there, above=(*above, directory))
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory} is an increment and needs {there}: {error}") from error
+    if base.id != said.id:
+        raise CheckpointError(
+            f"{directory} is an increment of what was saved in {there} before it was replaced; use another checkpoint"
+        )
+    if (base.spec.num_buckets, base.spec.seed) != (spec.num_buckets, spec.seed):
+        raise CheckpointError(f"{directory} is an increment of {there}, which has other buckets or another seed")
+    return base
 
 
 @dataclass(frozen=True)
@@ -240,8 +301,8 @@ def open_part(place: Place, name: str, *, shown: str, wanted: Wanted = _all) -> 
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             raise reader.damaged(start.offset, f"its start has a wrong {first['loc'][0]}: {first['msg']}") from error
-        if not begun.expired.keys() <= begun.layouts.keys():
-            raise reader.damaged(start.offset, "its start names expired clients of unknown tables")
+        if not begun.expired.keys() | begun.increments.keys() <= begun.layouts.keys():
+            raise reader.damaged(start.offset, "its start names expired clients or increments of unknown tables")
         yield Part(shown, start.header, _records(file, reader, wanted))
 
 
@@ -255,87 +316,15 @@ def _records(file: Any, reader: FrameReader, wanted: Callable[[str, int], bool])
             if file.read(1):
                 raise reader.damaged(frame.offset, "bytes follow the end")
             return
-        if frame.header.get("kind") != "rows":
+        if frame.header.get("kind") not in ("rows", "gone"):
             raise reader.damaged(frame.offset, f"a frame of unknown kind {frame.header.get('kind')!r}")
         record = reader.read_record(frame, wanted)
         num_records += 1
-        table = frame.header["table"]
-        rows[table] = rows.get(table, 0) + frame.header["count"]
+        if frame.header["kind"] == "rows":
+            table = frame.header["table"]
+            rows[table] = rows.get(table, 0) + frame.header["count"]
         if record is not None:
             yield record
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a verified checkpoint holds, by table. slots: rows of each slot. num_clients: whose updates are
-    remembered.
-    """
-
-    manifest: Manifest
-    num_bytes: int
-    rows: Mapping[str, int]
-    slots: Mapping[str, Mapping[int, int]]
-    num_clients: Mapping[str, int]
-
-
-def verify(directory: str | Path, visit: Callable[[Record], None] = lambda record: None) -> Summary:
-    """Read every byte of a checkpoint; `visit` gets each record. Raises CheckpointError naming file and byte."""
-    manifest = read_manifest(directory)
-    rows = dict.fromkeys(manifest.spec.tables, 0)
-    slots: dict[str, Counter[int]] = {name: Counter() for name in manifest.spec.tables}
-    clients: dict[str, set[int]] = {name: set() for name in manifest.spec.tables}
-    for part in manifest.parts:
-        with manifest.open(part) as opened:
-            for record in opened.records:
-                visit(record)
-                numbers, counts = np.unique(slot_of(record.keys), return_counts=True)
-                slots[record.table].update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
-                rows[record.table] += len(record.keys)
-                clients[record.table].update(struct.unpack_from("<Q", record.applied, at)[0] for at in _entries(record))
-    if rows != manifest.rows:
-        raise CheckpointError(
-            f"{directory} holds rows {rows}, its manifest says {manifest.rows}; use another checkpoint"
-        )
-    num_bytes = sum(part["bytes"] for part in manifest.parts)
-    return Summary(manifest, num_bytes, rows, slots, {name: len(known) for name, known in clients.items()})
-
-
-def _entries(record: Record) -> range:
-    return range(0, len(record.applied), 24)
-
-
-@dataclass(frozen=True)
-class FoundRow:
-    """One row of a checkpoint. shard: which one wrote it. values: float32 [dim] of each segment. image: with its
-    state.
-    """
-
-    bucket: int
-    shard: int
-    values: Mapping[str, Floats]
-    image: bytes
-
-
-def find_row(directory: str | Path, table: str, key: int) -> FoundRow | None:
-    """The row of a key, or None. Reads the records of the key's bucket only. Raises CheckpointError."""
-    manifest = read_manifest(directory)
-    spec = manifest.spec
-    if table not in spec.tables:
-        raise CheckpointError(f"{directory} has no table {table!r}; it has: {', '.join(spec.tables)}")
-    keys = np.array([key], np.uint64)
-    bucket = int(bucket_of(keys, spec.num_buckets)[0])
-    for part in manifest.parts:
-        with manifest.open(part, lambda *at: at == (table, bucket)) as opened:
-            for record in opened.records:
-                places = np.flatnonzero(record.keys == keys[0])
-                if len(places):
-                    image = record.images[places]
-                    holder = Table(table, spec.tables[table], seed=spec.seed, num_buckets=spec.num_buckets)
-                    holder.write_images(keys, image)
-                    row = holder.pull(keys)[0]
-                    values = {name: row[columns] for name, columns in spec.tables[table].columns().items()}
-                    return FoundRow(bucket, part["shard"], values, image.tobytes())
-    return None
 
 
 def _check_complete(manifest: Manifest) -> None:
@@ -345,6 +334,8 @@ def _check_complete(manifest: Manifest) -> None:
         raise CheckpointError(
             f"checkpoint {manifest.directory} has files of shards {numbers}, not of {expected}; save it again"
         )
+    if manifest.base is None and any(part.get("increment") for part in manifest.parts):
+        raise CheckpointError(f"checkpoint {manifest.directory} holds what changed since a base, and names none")
     epochs = sorted({part.get("routing_epoch", 0) for part in manifest.parts})
     if len(epochs) > 1:
         raise CheckpointError(

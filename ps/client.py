@@ -27,7 +27,7 @@ from ps.psfuncs import Clear, Delete, Evict
 from ps.pusher import Pusher
 from ps.rounds import Connection, Directory, Future
 from ps.routing import Routing
-from ps.saving import PendingSave, PlannedRestore, start_save
+from ps.saving import MAX_INCREMENTS, PendingSave, PlannedRestore, start_save
 from ps.spec import ClusterSpec
 from ps.storage.unique import sum_by_key
 from ps.tally import Tally
@@ -273,21 +273,27 @@ class Client:
 
     # The whole cluster.
 
-    def save(self, directory: str) -> None:
+    def save(self, directory: str, *, since: str | None = None, tracks: bool = False) -> None:
         """`start_save`, and wait for its end."""
-        self.start_save(directory).wait()
+        self.start_save(directory, since=since, tracks=tracks).wait()
 
-    def start_save(self, directory: str) -> PendingSave:
+    def start_save(
+        self, directory: str, *, since: str | None = None, tracks: bool = False, max_increments: int = MAX_INCREMENTS
+    ) -> PendingSave:
         """Write the rows of all shards, as they are now, under `directory`, which all of them must reach; the manifest
         comes last. Returns when the instant is marked; `wait` of the result when the checkpoint is complete.
 
         Own pushes are settled first. Where several clients push, all settle, and none pushes until this returns. A save
-        that has not ended is waited for.
+        that has not ended is waited for. since: the folder of a save before; only what has changed since is written
+        where that is known, and `directory` needs it from then on (docs/checkpoints.md). tracks: remember what changes
+        from here on, so that the next save can be since this one; implied by `since`.
         """
         self.flush()
         self._finish_save()
-        routing, patience = self._connection.newest_routing(), self.options.retry.control_seconds
-        self._saving = start_save(self._connection.transport, routing, self.spec, directory, seconds=patience)
+        self._saving = start_save(
+            *(self._connection, self.spec, directory, since, tracks, max_increments),
+            seconds=self.options.retry.control_seconds,
+        )
         return self._saving
 
     def _finish_save(self) -> None:

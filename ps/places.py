@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -142,6 +143,33 @@ def absolute(directory: str | os.PathLike[str]) -> str:
     """
     text = os.fspath(directory)
     return text if is_uri(text) else os.path.abspath(text)
+
+
+def relative(directory: str, start: str) -> str:
+    """The way from the folder `start` to `directory`, both as `absolute` has them, from "." or ".." on. Raises
+    CheckpointError where there is none.
+    """
+    (root, path, query), (root_of_start, path_of_start, query_of_start) = _split(directory), _split(start)
+    if (root, query) != (root_of_start, query_of_start):
+        raise CheckpointError(f"{directory} and {start} lie in different filesystems; save both in one")
+    way = posixpath.relpath(path, path_of_start)
+    return way if way.startswith("..") else f"./{way}"
+
+
+def joined(start: str, way: str) -> str:
+    """The folder that `relative` says the way to."""
+    root, path, query = _split(start)
+    return root + posixpath.normpath(posixpath.join(path, way)) + query
+
+
+def _split(text: str) -> tuple[str, str, str]:
+    """Filesystem, path and query; only a path for a folder of this machine."""
+    if not is_uri(text):
+        return "", os.path.abspath(text), ""
+    parts = urlsplit(text)
+    if parts.scheme == "file":
+        return "", unquote(parts.path), ""
+    return f"{parts.scheme}://{parts.netloc}", parts.path or "/", f"?{parts.query}" if parts.query else ""
 
 
 def is_uri(text: str) -> bool:

@@ -4,7 +4,8 @@ one reader.
     record  := length crc header keys images crc
     length  := u32                      bytes of header
     crc     := u32                      zlib crc32 of header; of keys + images
-    header  := msgpack map              version 1, kind "rows", table, bucket, layout, count, image_bytes, applied
+    header  := msgpack map              version, kind "rows" or "gone", table, bucket, layout, count, image_bytes,
+                                        applied
     keys    := u64 [count]              in row order
     images  := u8 [count, image_bytes]  encoded values and state, as Table.image_layout describes them; those of rows
                                         without late segments are shorter, and stand in records of their own
@@ -13,6 +14,8 @@ one reader.
 
 The header has `admission` as well, beside `applied`, where the bucket's keys without rows have gathered something
 (ps/storage/admission.py).
+
+Kind "gone", since version 2: keys that have no row any more, without images.
 
 All numbers are little-endian. `layout` is a digest of Table.image_layout(): equal digests, interchangeable images. A
 frame without a body (start and end of a checkpoint file) is `length crc header` alone.
@@ -33,7 +36,7 @@ import numpy as np
 from ps.errors import CheckpointError
 from ps.types import Images, Keys
 
-VERSION = 1
+VERSION = 2  # 2: "gone", and checkpoints that name a base
 _FRAME = struct.Struct("<II")
 _CRC = struct.Struct("<I")
 _MAX_HEADER_BYTES = 1 << 24  # a longer one can only be damage
@@ -42,7 +45,8 @@ _MAX_HEADER_BYTES = 1 << 24  # a longer one can only be damage
 @dataclass(frozen=True, eq=False)
 class Record:
     """Rows of one bucket of one table. layout: Table.image_layout() or its digest. applied: packed entries, or
-    empty. admission: what keys without rows have gathered, or empty.
+    empty. admission: what keys without rows have gathered, or empty. is_gone: the keys have no row any more; images
+    are [n, 0].
     """
 
     table: str
@@ -52,6 +56,7 @@ class Record:
     images: Images
     applied: bytes = b""
     admission: bytes = b""
+    is_gone: bool = False
 
 
 def layout_digest(layout: str) -> str:
@@ -71,7 +76,7 @@ def encode_record(record: Record) -> bytes:
     head = encode_frame(
         {
             "version": VERSION,
-            "kind": "rows",
+            "kind": "gone" if record.is_gone else "rows",
             "table": record.table,
             "bucket": record.bucket,
             "layout": layout_digest(record.layout),
@@ -129,7 +134,9 @@ class FrameReader:
     def read_record(
         self, frame: Frame, wanted: Callable[[str, int], bool] = lambda table, bucket: True
     ) -> Record | None:
-        """The body of a "rows" frame, checked; or None, passed over unread, where wanted(table, bucket) is false."""
+        """The body of a "rows" or "gone" frame, checked; or None, passed over unread, where wanted(table, bucket) is
+        false.
+        """
         header, offset = frame.header, frame.offset
         fields = {"table": str, "bucket": int, "layout": str, "count": int, "image_bytes": int, "applied": bytes}
         for name, kind in fields.items():
@@ -140,6 +147,9 @@ class FrameReader:
             raise self.damaged(offset, "a record whose admission is no bytes")
         if header["bucket"] < 0 or count < 0 or image_bytes < 0 or len(header["applied"]) % 24:
             raise self.damaged(offset, "a record with impossible lengths")
+        is_gone = header.get("kind") == "gone"
+        if is_gone and image_bytes:
+            raise self.damaged(offset, "keys without rows that have images")
         num_bytes = count * (8 + image_bytes)
         if self._file.tell() + num_bytes + _CRC.size > self._num_bytes:
             raise self._truncated(offset)
@@ -153,7 +163,7 @@ class FrameReader:
         keys = np.frombuffer(body, "<u8", count)
         images = np.frombuffer(body, np.uint8, offset=8 * count).reshape(count, image_bytes)
         state = (header["applied"], header.get("admission", b""))
-        return Record(header["table"], header["bucket"], header["layout"], keys, images, *state)
+        return Record(header["table"], header["bucket"], header["layout"], keys, images, *state, is_gone)
 
     def _take(self, num_bytes: int, offset: int) -> bytes:
         data = self._file.read(num_bytes) if self._file.tell() + num_bytes <= self._num_bytes else b""

@@ -4,14 +4,14 @@ the buckets of here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ps import checkpoint
+from ps.chain import live_records, starts_of
 from ps.conversion import Converter
 from ps.errors import CheckpointError
 from ps.keys import bucket_of
@@ -32,7 +32,11 @@ class Restoration:
         self.manifest, self.spec = manifest, spec
         self.plan = plan_restore(manifest.spec, spec, sources)
         self.expired: dict[str, list[int]] = {}  # by table of here: clients that are refused
-        starts = self._starts()
+        starts = [part.start for member in manifest.chain for part in starts_of(member)]
+        for part in starts_of(manifest):
+            for table, ids in part.start.get("expired", {}).items():
+                if table in self.plan.tables:
+                    self.expired.setdefault(self.plan.tables[table].new, []).extend(ids)
         self._converters: dict[str, Converter | None] = {}
         for name, plan in self.plan.tables.items():
             written = {layout_digest(start["layouts"].get(name, "")) for start in starts}
@@ -47,20 +51,6 @@ class Restoration:
                     "their spec; restore with the version that wrote them"
                 )
 
-    def _starts(self) -> list[Mapping[str, Any]]:
-        starts = list[Mapping[str, Any]]()
-        for part in self.manifest.parts:
-            with self.manifest.open(part) as opened:
-                start, path = opened.start, opened.shown
-            for what, said in (("num_buckets", self.manifest.spec.num_buckets), ("seed", self.manifest.spec.seed)):
-                if start.get(what) != said:
-                    raise CheckpointError(f"{path} has {what} {start.get(what)}, the manifest says {said}")
-            for table, ids in start.get("expired", {}).items():
-                if table in self.plan.tables:
-                    self.expired.setdefault(self.plan.tables[table].new, []).extend(ids)
-            starts.append(start)
-        return starts
-
     def records(self, owns: NDArray[np.bool_], *, convert: bool = True) -> Iterator[Record]:
         """What belongs into the buckets that `owns` (bool [num_buckets of here]) names, record by record, each checked.
 
@@ -74,11 +64,9 @@ class Restoration:
         def wanted(table: str, bucket: int) -> bool:
             return table in self.plan.tables and bucket in owned
 
-        for part in self.manifest.parts:
-            with self.manifest.open(part, wanted) as opened:
-                for record in opened.records:
-                    if convert:
-                        yield from self._converted(record, self.plan.tables[record.table], owns)
+        for record, _ in live_records(self.manifest, wanted):
+            if convert:
+                yield from self._converted(record, self.plan.tables[record.table], owns)
 
     def _converted(self, record: Record, plan: TablePlan, owns: NDArray[np.bool_]) -> Iterator[Record]:
         if plan.keeps_buckets:

@@ -11,20 +11,30 @@ from typing import Any
 
 from ps import control
 from ps.checkpoint import Manifest, read_manifest, write_manifest
+from ps.errors import CheckpointError, RequestError
 from ps.mapping import Restored, encode_mapping, plan_restore, read_mapping
-from ps.places import absolute
+from ps.places import absolute, relative
 from ps.rounds import Connection
 from ps.routing import Routing
 from ps.spec import ClusterSpec
 from ps.transport import Transport
 from ps.wire import weir_pb2 as pb
 
+MAX_INCREMENTS = 8  # on one full checkpoint
+
 
 class PendingSave:
     """A save whose cut is made. Made by `start_save`."""
 
     def __init__(
-        self, transport: Transport, routing: Routing, spec: ClusterSpec, directory: str, number: int, seconds: float
+        self,
+        transport: Transport,
+        routing: Routing,
+        spec: ClusterSpec,
+        directory: str,
+        number: int,
+        base: Manifest | None,
+        seconds: float,
     ) -> None:
         self.directory = directory
         self.is_told = False  # somebody has waited for it
@@ -36,7 +46,8 @@ class PendingSave:
                 replies = control.call_all(
                     transport, routing.addresses, "Save", [request] * routing.num_shards, seconds
                 )
-                self._manifest = write_manifest(directory, spec, [reply.manifest for reply in replies])
+                parts = [reply.manifest for reply in replies]
+                self._manifest = write_manifest(directory, spec, parts, id=number, base=base)
             except BaseException as error:  # belongs to who waits
                 self._error = error
 
@@ -60,17 +71,42 @@ class PendingSave:
 
 
 def start_save(
-    transport: Transport, routing: Routing, spec: ClusterSpec, directory: str, *, seconds: float
+    connection: Connection,
+    spec: ClusterSpec,
+    directory: str,
+    since: str | None,
+    tracks: bool,
+    max_increments: int,
+    *,
+    seconds: float,
 ) -> PendingSave:
     """Have all shards mark, and begin to write. Whoever pushes has settled and waits until this returns.
 
-    seconds: patience with each shard. Raises what a shard raises; then nothing is being saved.
+    seconds: patience with each shard. since, tracks: as Client.start_save has them. max_increments: on one full
+    checkpoint; then a full one is written, as it is where increments have half its bytes together, where `since` cannot
+    be read, and by shards that do not know what has changed since. Raises what a shard raises; then nothing is saved.
     """
-    directory = absolute(directory)
+    directory, transport, routing = absolute(directory), connection.transport, connection.newest_routing()
     number = int.from_bytes(os.urandom(7), "little") + 1
-    request = pb.SaveRequest(directory=directory, cut=number, begin=True)
+    base = None if since is None else _base(absolute(since), directory, max_increments)
+    id_of_base = 0 if base is None else base.id
+    tracks = tracks or since is not None
+    request = pb.SaveRequest(directory=directory, cut=number, begin=True, since=id_of_base, tracks=tracks)
     control.call_all(transport, routing.addresses, "Save", [request] * routing.num_shards, seconds)
-    return PendingSave(transport, routing, spec, directory, number, seconds)
+    return PendingSave(transport, routing, spec, directory, number, base, seconds)
+
+
+def _base(since: str, directory: str, max_increments: int) -> Manifest | None:
+    """The checkpoint to write an increment of; None where a full one is due, or that one cannot be read any more."""
+    if relative(since, directory) == "./.":
+        raise RequestError(f"{directory} cannot be saved since itself; save into another folder")
+    try:
+        found = read_manifest(since)
+    except CheckpointError:
+        return None
+    full, *increments = found.chain
+    is_due = len(increments) >= max_increments or 2 * sum(each.num_bytes for each in increments) > full.num_bytes
+    return None if is_due else found
 
 
 class PlannedRestore:

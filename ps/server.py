@@ -179,7 +179,10 @@ class _Servicer:
 
     def save(self, data: bytes) -> pb.SaveReply:
         request = read_control(pb.SaveRequest(), data)
-        return self._server.work.save(request.directory, request.cut, begin=request.begin)
+        work = self._server.work
+        return work.save(
+            request.directory, request.cut, begin=request.begin, since=request.since, tracks=request.tracks
+        )
 
     def restore(self, data: bytes) -> pb.RestoreReply:
         request = read_control(pb.RestoreRequest(), data)

@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
-from ps.cut import Saves, Sink
+from ps.cut import ALL_ROWS, Mark, Saves, Sink
 from ps.errors import JournalError, RequestError, WeirError, WrongEpochError
 from ps.execution import execute, execute_group, is_new
 from ps.holding import Holding
@@ -217,11 +217,13 @@ class Shard:
 
         self._add("alone", work(), lambda result, error: self._answer_update([answer], result, error))
 
-    def save(self, sink: Sink, answer: Future[dict[str, Any]], marked: Future[None] | None = None) -> None:
+    def save(
+        self, sink: Sink, answer: Future[dict[str, Any]], marked: Future[None] | None = None, asked: Mark = ALL_ROWS
+    ) -> None:
         """Give all rows, as they are when this begins, to the sink as the pieces of a file (ps/checkpoint.py). marked:
         told then. `answer`: what the manifest says of the file.
         """
-        self._saves.begin(self._placed, sink, answer, marked)
+        self._saves.begin(self._placed, sink, answer, marked, asked)
 
     def restore(self, records: Iterable[Record], expired: dict[str, list[int]], answer: Future[int]) -> None:
         """Drop every row, then load the records of owned buckets. `answer`: how many rows."""

@@ -140,7 +140,7 @@ class Host(Protocol):
 
     def assign(self, request: pb.AssignRequest) -> Future[pb.AssignReply]: ...
 
-    def save(self, directory: str, cut: int, *, begin: bool) -> pb.SaveReply: ...
+    def save(self, directory: str, cut: int, *, begin: bool, since: int, tracks: bool) -> pb.SaveReply: ...
 
     def restore(self, directory: str, mapping: bytes, event_time: int) -> pb.RestoreReply: ...
 
@@ -187,7 +187,8 @@ class InProcessTransport:
         if method == "Assign":
             return host.assign(message)
         if method == "Save":
-            return self._blocking.submit(host.save, message.directory, message.cut, begin=message.begin)
+            asked = {"begin": message.begin, "since": message.since, "tracks": message.tracks}
+            return self._blocking.submit(host.save, message.directory, message.cut, **asked)
         if method == "Restore":
             return self._blocking.submit(host.restore, message.directory, message.mapping, message.event_time)
         if method == "Give":

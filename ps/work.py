@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from ps import checkpoint
+from ps.cut import Mark
 from ps.errors import CheckpointError, JournalError, OverloadedError, RequestError, UnavailableError, WrongEpochError
 from ps.giving import give, read_buckets
 from ps.holding import Holding
@@ -130,17 +131,19 @@ class WorkThread:
             check_limits(spec, shards_beside(routing.addresses, request.shard), self._thresholds())
         return self._submit(lambda answer: self.shard.assign(spec, routing, request.shard, answer))
 
-    def save(self, directory: str, cut: int = 0, *, begin: bool = False) -> pb.SaveReply:
+    def save(
+        self, directory: str, cut: int = 0, *, begin: bool = False, since: int = 0, tracks: bool = False
+    ) -> pb.SaveReply:
         """Write a file of all rows, as they are at one instant, under `directory`, on the caller's thread. Raises
         CheckpointError.
 
         begin: return once the instant is marked, and write on a thread of its own; the same call without `begin` then
         waits for the end. cut: number of the save, which tells both together. One that is never fetched is forgotten
-        when the next one begins.
+        when the next one begins. since, tracks: as ps.cut.Mark has them.
         """
-        folder = _rooted(directory)
+        folder, asked = _rooted(directory), Mark(cut, since, tracks)
         if not cut:
-            return self._save(folder, Future())
+            return self._save(folder, Future(), asked)
         if not begin:
             number, pending = self._begun or (0, None)
             if number != cut or pending is None:
@@ -151,7 +154,7 @@ class WorkThread:
 
         def work() -> None:
             try:
-                saved.set_result(self._save(folder, marked))
+                saved.set_result(self._save(folder, marked, asked))
             except BaseException as error:
                 saved.set_exception(error)
 
@@ -163,7 +166,7 @@ class WorkThread:
         self._begun = (cut, saved)
         return pb.SaveReply()
 
-    def _save(self, folder: str, marked: Future[None]) -> pb.SaveReply:
+    def _save(self, folder: str, marked: Future[None], asked: Mark) -> pb.SaveReply:
         with self._saving:
             holding = self._placed()
             pipe = Pipe(_MAX_BUFFERED_PIECES, self._inbox.put)
@@ -172,7 +175,7 @@ class WorkThread:
                 yield from pipe
                 done.result()
 
-            done: Future[dict[str, Any]] = self._submit(lambda answer: self.shard.save(pipe, answer, marked))
+            done: Future[dict[str, Any]] = self._submit(lambda answer: self.shard.save(pipe, answer, marked, asked))
             done.add_done_callback(lambda _: pipe.end())
             try:
                 part = checkpoint.write_part(folder, holding.shard, holding.routing.num_shards, arriving())

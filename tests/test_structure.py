@@ -28,8 +28,8 @@ LEVELS = [
     {"storage": ["ps.storage"], "shared memory": ["ps.shared_memory", "ps.envelope"]},
     {
         "psfuncs": [
-            "ps.psfunc", "ps.psfuncs", "ps.record", "ps.checkpoint", "ps.conversion", "ps.mapping", "ps.options",
-            "ps.restoring",
+            "ps.psfunc", "ps.psfuncs", "ps.record", "ps.chain", "ps.checkpoint", "ps.conversion", "ps.mapping",
+            "ps.options", "ps.restoring",
         ]
     },
     {"transport": ["ps.transport"]},

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ps.checkpoint import find_row, read_manifest, verify
+from ps.chain import find_row, verify
+from ps.checkpoint import read_manifest
 from ps.errors import RequestError
 from ps.keys import hash_texts, pack
 from workers.config import Config
@@ -53,6 +54,16 @@ def _summary(path: Path | str, *, slots: bool) -> dict[str, Any]:
             part["file"]: {"bytes": part["bytes"], "crc32": f"{part['crc32']:08x}"} for part in found.manifest.parts
         },
     }
+    if found.manifest.base is not None:
+        summary["stands_on"] = [
+            {
+                "checkpoint": member.directory,
+                "holds": "all" if member.base is None else "changes",
+                "bytes": member.num_bytes,
+                "rows": sum(sum(part["rows"].values()) for part in member.parts),
+            }
+            for member in found.manifest.chain[:-1]
+        ]
     if slots:
         summary[SLOT_STATISTICS] = {table: by_name(each, names) for table, each in recorded.summaries().items()}
     return summary

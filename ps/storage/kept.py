@@ -7,10 +7,7 @@ key that had no row it is kept that it had none. So it takes as much memory as t
 
 from __future__ import annotations
 
-import mmap
-import os
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +15,14 @@ from numpy.typing import NDArray
 from ps.errors import MemoryLimitError
 from ps.keys import bucket_of
 from ps.storage.kernels import index
-from ps.storage.kernels import kept as kernels
 from ps.storage.kernels.images import read_images
 from ps.storage.reading import BLOCK_ROWS, blocks_of, images_of
+from ps.storage.remembered import Remembered, most_of, reserved
 from ps.storage.table import Table
 from ps.types import Floats, Images, Keys
 
 _ABSENT, _NOT_KEPT = -1, -2
 _EARLY = 1 << 40  # added to places of early rows
-_LEAST_CAPACITY = 256
-_MAP_NORESERVE = 0x4000
 
 
 class Kept:
@@ -38,20 +33,11 @@ class Kept:
 
     def __init__(self, table: Table, buckets: NDArray[np.int64]) -> None:
         self._table = table
-        self._bits = table.num_buckets.bit_length() - 1
         self._sizes = [kind.image_words for kind in table._layout.kinds]  # full rows, early ones
-        memory = 2 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        self._most = min(memory // (4 * self._sizes[-1] + 20), np.iinfo(np.int32).max)  # keys
-        self._heads = np.full(table.num_buckets, kernels.UNWATCHED, np.int32)
-        self._heads[buckets] = kernels.NONE
-        self._keys, self._nexts = _reserved(np.uint64, self._most), _reserved(np.int32, self._most)
-        self._places = _reserved(np.int64, self._most)  # among the images of its kind, or _ABSENT
-        self._images = [_reserved(np.uint32, self._most * size).reshape(-1, size) for size in self._sizes]
-        self._slots = _reserved(np.uint32, 8 * self._most)
-        self._parts = np.zeros((kernels.PARTS, 3), np.int64)
-        self._parts[:, kernels.CAPACITY] = _LEAST_CAPACITY + _LEAST_CAPACITY * np.arange(kernels.PARTS) // kernels.PARTS
-        self._parts[1:, kernels.START] = np.cumsum(self._parts[:-1, kernels.CAPACITY])
-        self._used = np.array([self._parts[:, kernels.CAPACITY].sum(), 0])
+        self._most = most_of(4 * self._sizes[-1] + 20)  # keys
+        self._remembered = Remembered(table.num_buckets, buckets, self._most)
+        self._places = reserved(np.int64, self._most)  # among the images of its kind, or _ABSENT
+        self._images = [reserved(np.uint32, self._most * size).reshape(-1, size) for size in self._sizes]
         self._num_images = [0 for _ in self._sizes]
         self._gathered: dict[int, NDArray[np.uint16]] = {}  # by bucket, what admission had
         table.watchers.add(self)
@@ -61,44 +47,48 @@ class Kept:
         """Of what is kept."""
         images = sum(4 * count * size for count, size in zip(self._num_images, self._sizes, strict=True))
         sketches = sum(sketch.nbytes for sketch in self._gathered.values())
-        return images + sketches + (20 * self._num_keys + 4 * int(self._used[0]) if self._num_keys else 0)
+        return images + sketches + 8 * self._remembered.num_keys + self._remembered.memory_bytes
 
     def close(self) -> None:
         """Keep nothing any more, and give the memory back."""
         self._table.watchers.remove(self)
-        self._used[1], self._num_images = 0, [0 for _ in self._sizes]
+        self._num_images = [0 for _ in self._sizes]
         self._gathered.clear()
-        del self._keys, self._nexts, self._places, self._images, self._slots
+        self._remembered.close()
+        del self._places, self._images
 
     def admission(self, bucket: int) -> bytes:
         """Admission.save of a bucket that was not read yet, as of the mark."""
         admission = self._table.admission
         return admission.packed(self._gathered[bucket]) if bucket in self._gathered else admission.save(bucket)
 
-    def read_images(self, bucket: int) -> Iterator[tuple[Keys, Images]]:
+    def read_images(self, bucket: int, only: Keys | None = None) -> Iterator[tuple[Keys, Images]]:
         """As Table.read_images, of the mark: rows in their order at the first call, then those that went. The table may
-        change between two pieces.
+        change between two pieces. only: unique keys of the bucket, whose rows alone are read.
         """
-        for keys in list(self._keys_of(bucket)):
+        for keys in list(self._keys_of(bucket)) if only is None else [only[self.had_row(only)]]:
             for start in range(0, len(keys), BLOCK_ROWS):
                 yield from self._pieces(keys[start : start + BLOCK_ROWS])
-        self._heads[bucket] = kernels.UNWATCHED
+        self._remembered.ignore(bucket)
         self._gathered.pop(bucket, None)
+
+    def had_row(self, keys: Keys) -> NDArray[np.bool_]:
+        """bool [n]: which keys, of buckets that were not read yet, had a row."""
+        places = self._places_of(keys)
+        had: NDArray[np.bool_] = np.where(places == _NOT_KEPT, self._table.contains(keys), places != _ABSENT)
+        return had
 
     # A watcher's calls.
 
     def changing(self, keys: Keys) -> None:
-        keys, first = np.ascontiguousarray(keys, np.uint64), self._num_keys
+        keys, first = np.ascontiguousarray(keys, np.uint64), self._remembered.num_keys
         if first + len(keys) > self._most:
             raise MemoryLimitError(f"table {self._table.name!r}: a save keeps {first} old rows; wait for its end")
-        fresh = np.empty(len(keys), np.int64)
-        count = kernels.remember(
-            *(self._slots, self._parts, self._used, self._keys, self._nexts, self._heads, keys, self._bits, fresh)
-        )
-        if not count:
+        fresh = self._remembered.add(keys)
+        if not len(fresh):
             return
-        addresses = self._table._locate(keys[fresh[:count]])[0]
-        places = self._places[first : first + count]
+        addresses = self._table._locate(keys[fresh])[0]
+        places = self._places[first : first + len(fresh)]
         places[:] = _ABSENT
         is_early = addresses >= index.EARLY
         for kind, chosen in enumerate(((addresses >= 0) & ~is_early, is_early)[: len(self._sizes)]):
@@ -113,7 +103,7 @@ class Kept:
         self.changing(keys)
 
     def dropping(self, bucket: int) -> None:
-        if self._heads[bucket] == kernels.UNWATCHED:
+        if not self._remembered.watches(bucket):
             return
         self._keep_gathered(bucket)
         for keys, _ in blocks_of(self._table, bucket):
@@ -125,18 +115,13 @@ class Kept:
 
     # Inside.
 
-    @property
-    def _num_keys(self) -> int:
-        return int(self._used[1])
-
     def _keep_gathered(self, bucket: int) -> None:
-        if self._heads[bucket] != kernels.UNWATCHED and bucket not in self._gathered:
+        if self._remembered.watches(bucket) and bucket not in self._gathered:
             self._gathered[bucket] = self._table.admission.gathered(bucket)
 
     def _places_of(self, keys: Keys) -> NDArray[np.int64]:
         """_NOT_KEPT where a key's row is as it was."""
-        numbers = np.empty(len(keys), np.int64)
-        kernels.numbers_of(self._slots, self._parts, self._keys, keys, numbers)
+        numbers = self._remembered.numbers_of(keys)
         places: NDArray[np.int64] = np.where(numbers >= 0, self._places[np.maximum(numbers, 0)], _NOT_KEPT)
         return places
 
@@ -146,9 +131,8 @@ class Kept:
         for keys, addresses in blocks_of(self._table, bucket):
             present[int(addresses[0] >= index.EARLY)].append(keys[self._places_of(keys) != _ABSENT])
         yield from (np.concatenate(found) for found in present if found)
-        numbers = np.empty(kernels.chain(self._nexts, self._heads[bucket], np.empty(0, np.int64)), np.int64)
-        kernels.chain(self._nexts, self._heads[bucket], numbers)
-        kept = self._keys[numbers[self._places[numbers] != _ABSENT]]
+        numbers = self._remembered.numbers_in(bucket)
+        kept = self._remembered.keys[numbers[self._places[numbers] != _ABSENT]]
         yield kept[~self._table.contains(kept)]
 
     def _pieces(self, keys: Keys) -> Iterator[tuple[Keys, Images]]:
@@ -162,10 +146,3 @@ class Kept:
             parts = [pair for pair in (present[kind], (keys[chosen], old)) if len(pair[0])]
             if parts:
                 yield np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
-
-
-def _reserved(dtype: Any, count: int) -> NDArray[Any]:
-    """Zeros, whose memory comes when touched and goes with the array."""
-    size = max(1, count) * np.dtype(dtype).itemsize
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    return np.frombuffer(mmap.mmap(-1, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE, flags=flags), dtype, count)

@@ -155,14 +155,18 @@ class Routing(_message.Message):
     def __init__(self, epoch: _Optional[int] = ..., owners: _Optional[bytes] = ..., addresses: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SaveRequest(_message.Message):
-    __slots__ = ("directory", "cut", "begin")
+    __slots__ = ("directory", "cut", "begin", "since", "tracks")
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     CUT_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    TRACKS_FIELD_NUMBER: _ClassVar[int]
     directory: str
     cut: int
     begin: bool
-    def __init__(self, directory: _Optional[str] = ..., cut: _Optional[int] = ..., begin: _Optional[bool] = ...) -> None: ...
+    since: int
+    tracks: bool
+    def __init__(self, directory: _Optional[str] = ..., cut: _Optional[int] = ..., begin: _Optional[bool] = ..., since: _Optional[int] = ..., tracks: _Optional[bool] = ...) -> None: ...
 
 class SaveReply(_message.Message):
     __slots__ = ("manifest",)

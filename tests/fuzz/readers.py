@@ -19,7 +19,7 @@ import msgpack
 import numpy as np
 import torch
 
-from ps import checkpoint
+from ps import chain, checkpoint
 from ps.journal.lock import Lock
 from ps.journal.recovery import recover
 from ps.journal.snapshot import POINTER
@@ -102,6 +102,28 @@ def running_checkpoint():
     return folder
 
 
+def make_increment(folder):
+    shutil.copytree(increment(), folder, dirs_exist_ok=True)
+
+
+@cache
+def increment():
+    """An increment of the checkpoint in its folder `below`."""
+    folder, work = scratch(), updated(placed(WorkThread(Shard())))
+
+    def part(where, cut, since=0):
+        work.save(str(where), cut, begin=True, since=since, tracks=True)
+        return work.save(str(where), cut).manifest
+
+    below = checkpoint.write_manifest(folder / "below", TWO_TABLES, [part(folder / "below", 1)], id=1)
+    calls = [push(KEYS[6:9], table="user"), call("delete", table="item", keys=KEYS[9:20])]
+    for sequence, each in enumerate(calls, start=8):
+        work.execute(message(each, sequence=sequence)).result(30)
+    checkpoint.write_manifest(folder, TWO_TABLES, [part(folder, 2, since=1)], {"step": 2}, id=2, base=below)
+    work.close()
+    return folder
+
+
 def with_length(folder):
     """The manifest says how long the damaged file of rows is, as if that were right."""
     path = folder / checkpoint.MANIFEST
@@ -112,8 +134,8 @@ def with_length(folder):
 
 def read_rows(folder):
     with_length(folder)
-    checkpoint.find_row(folder, "user", int(KEYS[7]))
-    checkpoint.verify(folder)
+    chain.find_row(folder, "user", int(KEYS[7]))
+    chain.verify(folder)
     inspect(folder, slots=True)
     running().restore(str(folder))
 
@@ -272,6 +294,8 @@ def read_identity(folder):
 READERS = {
     "manifest": Reader(make_checkpoint, checkpoint.MANIFEST, checkpoint.read_manifest, sealed_json),
     "rows": Reader(make_checkpoint, "rows-*.weir", read_rows, sealed_frames),
+    "increment": Reader(make_increment, checkpoint.MANIFEST, checkpoint.read_manifest, sealed_json),
+    "increment's rows": Reader(make_increment, "rows-*.weir", read_rows, sealed_frames),
     "journal": Reader(make_journal, "journal-*.weir", read_journal, sealed_frames),
     "acknowledged": Reader(make_journal, "ACKNOWLEDGED", read_journal),
     "pointer": Reader(make_journal, POINTER, read_journal, sealed_json),

@@ -5,6 +5,7 @@ from concurrent.futures import Future
 
 import numpy as np
 
+from ps.cut import ALL_ROWS
 from ps.keys import bucket_of
 from ps.request import check_request
 from ps.routing import Routing
@@ -119,7 +120,7 @@ class Driver:
     def table(self):
         return self.shard.holding.tables["user"]
 
-    def saved(self):
+    def saved(self, asked=ALL_ROWS):
         """The pieces of a checkpoint file, and what the manifest says of them."""
         pieces, answer = [], Future()
 
@@ -127,6 +128,6 @@ class Driver:
             pieces.append(piece)
             return True
 
-        self.shard.save(sink, answer)
+        self.shard.save(sink, answer, asked=asked)
         self.run()
         return pieces, answer.result(0)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ps import checkpoint
+from ps import chain, checkpoint
 from ps.errors import CheckpointError, ExpiredError, RequestError, WrongEpochError
 from ps.keys import bucket_of
 from ps.routing import Routing
@@ -215,7 +215,7 @@ def test_damage_anywhere_is_told_and_changes_nothing(written, tmp_path_factory, 
     assert errors, "nobody noticed"
     assert all(str(folder) in error for error in errors)
     with pytest.raises(CheckpointError):
-        checkpoint.verify(folder)
+        chain.verify(folder)
     if len(errors) == len(cluster.threads):
         np.testing.assert_array_equal(cluster.rows(), rows)
     else:  # the record belongs to one shard only; the other took the checkpoint
@@ -248,8 +248,8 @@ def test_a_changed_manifest_is_told(written, tmp_path_factory, where, byte):
 
 
 def test_a_newer_manifest_is_told(tmp_path):
-    (tmp_path / checkpoint.MANIFEST).write_text(json.dumps({"version": 2}))
-    with pytest.raises(CheckpointError, match="version 2 is newer than 1"):
+    (tmp_path / checkpoint.MANIFEST).write_text(json.dumps({"version": 3}))
+    with pytest.raises(CheckpointError, match="version 3 is newer than 2"):
         checkpoint.read_manifest(tmp_path)
     (tmp_path / checkpoint.MANIFEST).write_text("[1]")
     with pytest.raises(CheckpointError, match="no manifest"):
@@ -296,7 +296,7 @@ def test_a_disk_that_is_full_is_told_and_the_shard_goes_on(tmp_path):
     assert run.returncode == 0, run.stderr
     assert "shard 0 cannot write" in run.stdout
     assert "File too large; free space" in run.stdout
-    assert checkpoint.verify(tmp_path).rows == {"user": len(KEYS)}
+    assert chain.verify(tmp_path).rows == {"user": len(KEYS)}
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -309,21 +309,21 @@ def test_before_an_assign_there_is_nothing_to_save(tmp_path):
 
 def test_inspection(written):
     folder, _, _ = written
-    summary = checkpoint.verify(folder)
+    summary = chain.verify(folder)
     assert summary.rows == {"user": len(KEYS)}
     assert sum(summary.slots["user"].values()) == len(KEYS)
     assert set(summary.slots["user"]) == set((KEYS >> np.uint64(52)).tolist())
     assert summary.num_bytes == sum(part["bytes"] for part in checkpoint.read_manifest(folder).parts)
     assert summary.num_clients == {"user": 1}
-    found = checkpoint.find_row(folder, "user", int(KEYS[7]))
+    found = chain.find_row(folder, "user", int(KEYS[7]))
     with Cluster(1) as cluster:
         cluster.restore(folder)
         np.testing.assert_array_equal(np.concatenate(list(found.values.values())), cluster.rows()[7])
     assert found.bucket == int(bucket_of(KEYS, NUM_BUCKETS)[7])
     assert found.shard == found.bucket // 8
-    assert checkpoint.find_row(folder, "user", 1) is None
+    assert chain.find_row(folder, "user", 1) is None
     with pytest.raises(CheckpointError, match="no table 'nobody'"):
-        checkpoint.find_row(folder, "nobody", 1)
+        chain.find_row(folder, "nobody", 1)
 
 
 def test_a_relative_folder_is_refused(written):

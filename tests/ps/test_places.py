@@ -7,7 +7,7 @@ import pytest
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 import ps
-from ps import checkpoint, places
+from ps import chain, checkpoint, places
 from ps.places import ArrowPlace, LocalPlace, open_place
 from tests.ps.driving import SPEC, keys_in
 from workers.inspect import inspect
@@ -62,8 +62,8 @@ def test_a_cluster_saves_to_a_uri_and_restores_from_it(tmp_path, scheme):
         client.save(uri)
     place = open_place(uri)
     assert len(place.names()) == 3 + 1, "files of the first save are left"
-    assert checkpoint.verify(uri).rows == {"user": len(KEYS)}
-    assert checkpoint.find_row(uri, "user", int(KEYS[3])) is not None
+    assert chain.verify(uri).rows == {"user": len(KEYS)}
+    assert chain.find_row(uri, "user", int(KEYS[3])) is not None
     # fsspec's memory has one position a file, so two shards of one process cannot read it at once.
     with ps.local(SPEC, shards=2 if scheme == "file" else 1) as client:
         assert client.restore(uri).rows == len(KEYS)

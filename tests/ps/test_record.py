@@ -91,7 +91,7 @@ def framed(header):
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"version": VERSION + 1}, "newer than 1; read it with a newer weir-ps"),
+        ({"version": VERSION + 1}, "newer than 2; read it with a newer weir-ps"),
         ([1], "no map with a version"),
         ({"version": VERSION, "kind": "rows"}, "a record without table"),
         (

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import ps
-from ps.checkpoint import verify, write_manifest
+from ps.chain import verify
+from ps.checkpoint import write_manifest
 from ps.conversion import Converter
 from ps.mapping import TablePlan, plan_restore, read_mapping
 from ps.storage.table import Table
@@ -156,11 +157,11 @@ def test_images_of_another_size_are_refused():
         converter.convert(KEYS[:1], np.zeros((1, 4), np.uint8))
 
 
-# The stored checkpoint of format version 1.
+# The stored checkpoints of format versions 1 and 2.
 
 
-def expected_rows(table):
-    return np.array(json.loads((STORED / "rows.json").read_text())[table], np.float32)
+def expected_rows(table, stored=STORED):
+    return np.array(json.loads((stored / "rows.json").read_text())[table], np.float32)
 
 
 def test_version_1_is_read():
@@ -171,6 +172,17 @@ def test_version_1_is_read():
         assert (found.rows, found.changes) == (sum(summary.rows.values()), ())
         for table in SPEC.tables:
             np.testing.assert_array_equal(client.pull(table, KEYS), expected_rows(table))
+
+
+def test_version_2_is_read():
+    stored = STORED.parent / "version-2"
+    assert len(verify(stored / "increment").manifest.chain) == 2
+    with ps.local(SPEC, shards=3) as client:
+        assert (
+            client.restore(str(stored / "increment")).rows == json.loads((stored / "rows.json").read_text())["num_rows"]
+        )
+        for table in SPEC.tables:
+            np.testing.assert_array_equal(client.pull(table, KEYS), expected_rows(table, stored))
 
 
 def test_another_cluster_takes_what_it_knows():

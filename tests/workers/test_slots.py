@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import ps
-from ps.checkpoint import read_manifest, verify
+from ps.chain import verify
+from ps.checkpoint import read_manifest
 from ps.errors import CheckpointError
 from ps.keys import pack
 from workers.slots import SLOT_STATISTICS, RecordedSlots, by_name, shown

@@ -92,13 +92,16 @@ class Checkpoint(Section):
     """keep: how many of the newest. resume: auto goes on from the newest one of the latest unfinished run.
 
     start_from: a checkpoint, of this recipe or of another, whose rows and tower a new run begins with. mapping: where
-    names of tables and segments differ there (ps/mapping.py), or in the checkpoint that is evaluated.
+    names of tables and segments differ there (ps/mapping.py), or in the checkpoint that is evaluated. incremental: of
+    rows write only those that have changed since the one before; after max_increments of them, all.
     """
 
     every_steps: int | None = Field(default=None, ge=1)
     every_minutes: float | None = Field(default=None, gt=0)
     keep: int = Field(default=2, ge=1)
     resume: Literal["auto", "never"] = "auto"
+    incremental: bool = False
+    max_increments: int = Field(default=8, ge=1)
     start_from: str | None = None
     mapping: Annotated[dict[str, Any], AfterValidator(_readable)] = {}
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ps.checkpoint import MANIFEST, read_manifest
+from ps.checkpoint import MANIFEST, Manifest, read_manifest
 from ps.errors import CheckpointError, WeirError
 
 STOP_FILE = "stop"
@@ -108,23 +108,24 @@ def newest(checkpoints: Path) -> Path | None:
 def keep_newest(checkpoints: Path, keep: int) -> None:
     """Remove all but the `keep` newest whole checkpoints, and what an interrupted save left.
 
-    One whose manifest cannot be read, or whose files are not as it says, is left alone and counts for nothing.
+    One whose manifest cannot be read, or whose files are not as it says, is left alone and counts for nothing. What a
+    kept one is an increment of stays, too.
     """
     paths = sorted(checkpoints.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-    whole = [path for path in paths if _is_whole(path)]
-    for path in paths:
-        if path in whole[:-keep] or not (path / MANIFEST).exists():
+    whole = {path: found for path in paths if (found := _whole(path)) is not None}
+    needed = {os.path.abspath(member.directory) for found in list(whole.values())[-keep:] for member in found.chain}
+    for path in reversed(paths):  # an increment goes before what it needs
+        if (path in whole and os.path.abspath(path) not in needed) or not (path / MANIFEST).exists():
             # The manifest goes first, so that a half-removed checkpoint is never taken for a complete one.
             (path / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(path)
 
 
-def _is_whole(path: Path) -> bool:
+def _whole(path: Path) -> Manifest | None:
     try:
-        read_manifest(path)
+        return read_manifest(path.absolute())
     except CheckpointError:
-        return False
-    return True
+        return None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -49,11 +49,11 @@ class Trainer:
     position: Position = field(default_factory=Position)
     latest_loss: float = float("nan")
     training_seconds: float = 0.0
-    saved_at: float = field(
-        default_factory=time.monotonic
-    )  # when the newest checkpoint was complete, or training began
+    # When the newest checkpoint was complete, or training began.
+    saved_at: float = field(default_factory=time.monotonic)
     snapshots: Snapshots | None = None
     saving: tuple[PendingSave, Path, int | None] | None = None  # rank 0: what, where, how many then stay
+    saved: Path | None = None  # rank 0: the latest incremental one, or what the next one begins from
 
     def step(self, feed: Feed) -> None:
         """One batch: rows in, gradients out."""
@@ -108,9 +108,10 @@ class Trainer:
         self.start_save(directory)
         self.finish_save()
 
-    def start_save(self, directory: Path, keep: int | None = None) -> None:
+    def start_save(self, directory: Path, keep: int | None = None, *, incremental: bool = False) -> None:
         """One global cut: every worker's pushes are acknowledged, then tower and position are written and all shards
         mark; rows are written while training goes on, and the manifest last. keep: how many of its kind are kept then.
+        incremental: of rows only what has changed since the latest save with it.
         """
         self.finish_save()
         self.client.flush()
@@ -120,7 +121,15 @@ class Trainer:
             save_dense(directory, self.scorer.bare_model, self.optimizer)
             schedule = None if self.schedule is None else self.schedule.state()
             write_position(directory, self.position, self.training_seconds, schedule)
-            self.saving = (self.client.start_save(str(directory.absolute())), directory, keep)
+            since = self.saved if incremental and self.saved != directory else None
+            saving = self.client.start_save(
+                str(directory.absolute()),
+                since=None if since is None else str(since.absolute()),
+                tracks=incremental,
+                max_increments=self.config.checkpoint.max_increments,
+            )
+            self.saving = (saving, directory, keep)
+            self.saved = directory if incremental else self.saved
         self.world.barrier()
 
     def finish_save(self, *, wait: bool = True) -> None:
@@ -137,7 +146,7 @@ class Trainer:
         """The checkpoint of the weights that `fit` left loaded: the best one, or else a new one of the last step."""
         if self.schedule is not None and self.schedule.best_step is not None:
             return self._best_directory(self.schedule.best_step)
-        self._checkpoint(wait=True)
+        self._checkpoint(wait=True, incremental=False)  # what is kept for good needs no other
         return self._checkpoint_directory()
 
     def restore(self, directory: Path, *, weights_only: bool = False, mapping: Mapping[str, Any] | None = None) -> None:
@@ -161,6 +170,7 @@ class Trainer:
 
     def _restore_rows(self, directory: Path, mapping: Mapping[str, Any] | None) -> None:
         self.finish_save()
+        self.saved = None
         if self.world.is_first:
             for change in self.client.restore(str(directory.absolute()), mapping=mapping).changes:
                 self.reporter.say(f"{directory}: {change}")
@@ -196,7 +206,7 @@ class Trainer:
                 if due & EVALUATE:
                     self._evaluate_valid()
                 if due & (SAVE | STOP):
-                    self._checkpoint(wait=bool(due & STOP))
+                    self._checkpoint(wait=bool(due & STOP), incremental=self.config.checkpoint.incremental)
                     last_saved = time.monotonic()
                 if due & STOP:
                     saved = self._checkpoint_directory()
@@ -291,8 +301,8 @@ class Trainer:
             for table, spec in self.scorer.tables.items()
         }
 
-    def _checkpoint(self, *, wait: bool) -> None:
-        self.start_save(self._checkpoint_directory(), self.config.checkpoint.keep)
+    def _checkpoint(self, *, wait: bool, incremental: bool) -> None:
+        self.start_save(self._checkpoint_directory(), self.config.checkpoint.keep, incremental=incremental)
         self.finish_save(wait=wait)
 
     def _checkpoint_directory(self) -> Path:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import ps
-from ps import checkpoint
+from ps import chain
 from tests.ps.driving import SGD
 from tests.ps.storage.late_oracle import SPEC
 
@@ -45,10 +45,10 @@ def test_a_checkpoint_keeps_both_sizes(tmp_path, shards):
     with ps.local(CLUSTER, shards=2) as client:
         rows = trained(client)
         client.save(tmp_path)
-    summary = checkpoint.verify(tmp_path)
+    summary = chain.verify(tmp_path)
     assert summary.rows == {"user": len(KEYS)}
     for key, full in ((FULL[5], True), (KEYS[1], False)):
-        found = checkpoint.find_row(tmp_path, "user", int(key))
+        found = chain.find_row(tmp_path, "user", int(key))
         assert len(found.image) == (52 if full else 24)
         values = np.concatenate([found.values[name] for name in SPEC.segments])
         assert np.array_equal(values, rows[key == KEYS][0])

@@ -85,16 +85,21 @@ def test_shards_and_transport_do_not_change_the_loss(tmp_path):
     assert len(losses) == 1
 
 
-def test_restore_ends_where_an_uninterrupted_run_ends(tmp_path):
+@pytest.mark.parametrize("incremental", [False, True])
+def test_restore_ends_where_an_uninterrupted_run_ends(tmp_path, incremental):
     """Interrupted at a step in the middle of the second epoch, and gone on: the same bits."""
     stopping = {"train.early_stopping": {"metric": "logloss", "patience": 3}, "train.epochs": 3}
     whole = train(load(tmp_path, {**stopping, "runs": str(tmp_path / "whole")}))
-    config = load(tmp_path, {**stopping, "checkpoint.every_steps": 7})
+    options = {"checkpoint.every_steps": 7, "checkpoint.incremental": incremental, "checkpoint.keep": 9}
+    config = load(tmp_path, {**stopping, **options})
     stopped = threading.Event()
     _interrupt_after(tmp_path / "runs/small/0001/checkpoints/step-21", stopped)
     with pytest.raises(InterruptedRunError):
         train(config)
     stopped.set()
+    first, second = (read_manifest(tmp_path / f"runs/small/0001/checkpoints/step-{step}") for step in (7, 14))
+    assert first.base is None
+    assert (second.base is not None) == incremental
     resumed = train(config)
     assert resumed["run"].endswith("0001")
     for name in ("auc", "logloss", "steps", "epochs", "samples"):
@@ -211,9 +216,9 @@ def test_checkpoints_are_written_while_training_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "write_part", slowly)
     started = Trainer.start_save
 
-    def noted(trainer, directory, keep=None):
+    def noted(trainer, directory, keep=None, **options):
         steps.append((trainer.position.step, trainer.saving is not None))
-        started(trainer, directory, keep)
+        started(trainer, directory, keep, **options)
 
     monkeypatch.setattr(Trainer, "start_save", noted)
     changes = {"train.epochs": 1, "checkpoint.every_steps": 3, "checkpoint.keep": 3}

@@ -1,9 +1,11 @@
 """Which run is continued, and that half-written checkpoints are never taken for whole."""
 
+from pathlib import Path
+
 import msgpack
 import pytest
 
-from ps.checkpoint import MANIFEST, write_manifest, write_part
+from ps.checkpoint import MANIFEST, read_manifest, write_manifest, write_part
 from ps.spec import ClusterSpec
 from workers.training.runs import keep_newest, newest, open_run
 
@@ -11,12 +13,13 @@ SPEC = ClusterSpec.model_validate({"tables": {"main": {"segments": {"linear": {"
 CONFIG = {"name": "x", "train": {"epochs": 1}, "cluster": {"shards": 1, "client": {"staleness": 0}}, "checkpoint": {}}
 
 
-def checkpoint(run, step, *, complete=True):
+def checkpoint(run, step, *, complete=True, base=None):
     directory = run.checkpoints / f"step-{step}"
     directory.mkdir(parents=True)
     if complete:
-        said = {"rows": {"main": 0}, "num_owned_buckets": SPEC.num_buckets}
-        write_manifest(directory, SPEC, [msgpack.packb({**write_part(directory, 0, 1, [b"rows"]), **said})])
+        said = {"rows": {"main": 0}, "num_owned_buckets": SPEC.num_buckets, "increment": base is not None}
+        part = msgpack.packb({**write_part(directory, 0, 1, [b"rows"]), **said})
+        write_manifest(directory, SPEC, [part], id=step, base=None if base is None else read_manifest(base))
     return directory
 
 
@@ -69,3 +72,20 @@ def test_keep_newest_never_counts_what_is_not_whole(tmp_path):
     checkpoint(run, 4)
     keep_newest(run.checkpoints, 1)
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-2", "step-3", "step-4"]
+
+
+def test_keep_newest_keeps_what_an_increment_needs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, _ = open_run(Path("runs"), "x", CONFIG, resume=True)
+    first = checkpoint(run, 1)
+    full = checkpoint(run, 2)
+    middle = checkpoint(run, 3, base=full)
+    newest_one = checkpoint(run, 4, base=middle)
+    keep_newest(run.checkpoints, 1)
+    assert not first.exists()
+    assert sorted(run.checkpoints.iterdir()) == [full, middle, newest_one]
+    lone = checkpoint(run, 5)
+    keep_newest(run.checkpoints, 2)
+    assert sorted(run.checkpoints.iterdir()) == [full, middle, newest_one, lone]
+    keep_newest(run.checkpoints, 1)
+    assert sorted(run.checkpoints.iterdir()) == [lone]
