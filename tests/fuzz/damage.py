@@ -5,7 +5,7 @@ import os
 from hypothesis import strategies as st
 
 # How many examples a fuzz test takes; more of them for a long run: WEIR_FUZZ_EXAMPLES=20000 pytest tests/fuzz
-EXAMPLES = int(os.environ.get("WEIR_FUZZ_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("WEIR_FUZZ_EXAMPLES", "60"))
 SECONDS = 10.0  # in which every example has its answer
 
 HUGE = [

@@ -88,6 +88,7 @@ def test_a_frozen_primary_is_replaced_and_pushes_go_on(cluster):
         assert cluster.pairs[1].num_take_overs == 1
 
 
+@pytest.mark.slow
 def test_a_frozen_standby_is_replaced_and_pushes_go_on(cluster):
     with cluster.connect() as client:
         count(client, 1)
@@ -137,6 +138,7 @@ def test_buckets_that_moved_are_at_the_standbys_too(tmp_path):
         assert len(cluster.processes) == 2
 
 
+@pytest.mark.slow
 def test_a_restore_reaches_the_standby(tmp_path):
     with ps.LocalCluster(spec(tmp_path / "j"), shards=1, placement="process") as cluster, cluster.connect() as client:
         count(client, 1)
