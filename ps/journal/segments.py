@@ -154,7 +154,10 @@ def _check(folder: Path, name: SegmentName, end: int | None, least: int) -> Segm
     if end is not None and whole != end:
         raise JournalError(f"{path} at byte {whole}: an update has no end before byte {end}, where the segment ends")
     if whole < least:
-        raise JournalError(f"{path} ends at byte {whole}, {least} bytes were acknowledged; restore a checkpoint")
+        raise JournalError(
+            f"{path} ends at byte {whole}, {least} bytes were acknowledged; restore a checkpoint, or remove "
+            f"{Acknowledged.NAME} beside it to go on without the missing end (docs/durability.md)"
+        )
     return Segment(name, path, whole, start)
 
 
