@@ -48,7 +48,7 @@ def live_records(
                         continue
                     live = _unsettled(record, settled_keys.get(place))
                     if changed[record.table][record.bucket]:
-                        named.setdefault(place, []).append(record.keys)
+                        named.setdefault(place, []).append(record.keys.copy())  # without its images
                     if member is not manifest:
                         live = replace(live, applied=b"", admission=b"")
                     if record.is_gone:

@@ -164,6 +164,19 @@ def test_a_base_that_is_missing_or_replaced_is_refused(steps, tmp_path):
             client.restore(str(folder / "step-2"))
 
 
+def test_a_chain_at_a_uri(tmp_path):
+    uri = f"fsspec+memory://chain-{tmp_path.name}"
+    with filled() as client:
+        client.save(f"{uri}/1", tracks=True)
+        pushed(client, "user", KEYS[:9], 2)
+        saved = client.start_save(f"{uri}/2", since=f"{uri}/1").wait()
+        client.save(str(tmp_path / "all"))
+        with pytest.raises(CheckpointError, match="different filesystems"):
+            client.save(str(tmp_path / "3"), since=f"{uri}/2")
+    assert [each.directory for each in saved.chain] == [f"{uri}/1", f"{uri}/2"]
+    assert state(f"{uri}/2") == state(tmp_path / "all")
+
+
 @pytest.mark.parametrize("member", ["step-0", "step-1"])
 def test_damage_below_is_found(steps, tmp_path, member):
     folder = tmp_path / "copy"
