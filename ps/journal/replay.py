@@ -4,6 +4,8 @@ Runs no optimizer and no code of users. Single-threaded.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -33,10 +35,11 @@ class Replay:
 
     def begin(self, start: dict[str, Any], place: object) -> None:
         """Take over what the start of a segment says. Raises JournalError naming the place, as all that follow."""
-        self.group_steps = [(int(generation), int(step)) for generation, step in start.get("groups", ())]
-        self.next_number = int(start["first"])
-        self._move(start["routing"], place, 0)
-        self._moving(start)
+        with _readable(f"{place}: its start"):
+            self.group_steps = [(int(generation), int(step)) for generation, step in start.get("groups", ())]
+            self.next_number = int(start["first"])
+            self._move(start["routing"], place, 0)
+            self._moving(start)
 
     def load(self, record: Record, place: object) -> None:
         """Rows of a bucket as they are, and what it has had."""
@@ -49,6 +52,8 @@ class Replay:
         table = self.holding.tables.get(frame.table)
         if table is None or self._layouts[frame.table] != frame.layout:
             raise JournalError(f"{place}: rows of table {frame.table!r} have another layout than the spec says")
+        if any(bucket >= len(self.positions) for bucket in frame.dropped):
+            raise JournalError(f"{place}: update {frame.number} drops a bucket that there is not")
         for bucket in frame.dropped:
             if frame.number >= self.positions[bucket]:
                 table.drop_bucket(bucket)
@@ -68,7 +73,7 @@ class Replay:
         number, holding = header["number"], self.holding
         self.num_updates += 1
         self.next_number = max(self.next_number, number + 1)
-        try:
+        with _readable(f"{place}: update {number}"):
             for table, identities, packed in header.get("marks", ()):
                 buckets = np.frombuffer(packed, "<i4").astype(np.int64)
                 buckets = buckets[self.positions[buckets] <= number]
@@ -85,8 +90,6 @@ class Replay:
             if "windows" in header:
                 is_new = [number >= position for position in self.positions.tolist()]
                 load_windows(holding, header["windows"], now=self.now, wanted=is_new.__getitem__)
-        except (TypeError, ValueError, KeyError, IndexError) as error:
-            raise JournalError(f"{place}: update {number} cannot be read: {error}") from error
 
     def _moving(self, header: dict[str, Any]) -> None:
         """Buckets that are given away, or come, as a start or a commit says."""
@@ -113,3 +116,12 @@ class Replay:
             if self.positions[bucket] <= number:
                 for applied in self.holding.applied.values():
                     applied.drop_bucket(bucket)
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """Values of another kind than they must be become a JournalError."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise JournalError(f"{what} cannot be read: {error}") from error

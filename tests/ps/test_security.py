@@ -32,6 +32,8 @@ EMPTY = {
     "Status": pb.StatusRequest(),
     "Give": pb.GiveRequest(),
     "Take": pb.TakeRequest(),
+    "Pair": pb.PairRequest(),
+    "Replicate": pb.ReplicateRequest(),
 }
 
 
