@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 # How many examples a fuzz test takes; more of them for a long run: WEIR_FUZZ_EXAMPLES=20000 pytest tests/fuzz
 EXAMPLES = int(os.environ.get("WEIR_FUZZ_EXAMPLES", "60"))
+ALWAYS_THE_SAME = "WEIR_FUZZ_EXAMPLES" not in os.environ  # what a change broke fails for that change, not for the next
 SECONDS = 10.0  # in which every example has its answer
 
 HUGE = [

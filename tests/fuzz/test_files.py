@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from ps.errors import WeirError
-from tests.fuzz.damage import EXAMPLES, SECONDS, damaged, values
+from tests.fuzz.damage import ALWAYS_THE_SAME, EXAMPLES, SECONDS, damaged, values
 from tests.fuzz.readers import READERS
 
 MAX_BYTES = 32 << 20  # the files themselves have some kilobytes
@@ -23,6 +23,7 @@ MAX_BYTES = 32 << 20  # the files themselves have some kilobytes
 SETTINGS = settings(
     max_examples=max(20, EXAMPLES // 3),
     deadline=None,
+    derandomize=ALWAYS_THE_SAME,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
 )

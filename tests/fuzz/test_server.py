@@ -29,7 +29,7 @@ from ps.security import Limits, SecurityOptions
 from ps.shared_memory import Buffer
 from ps.transport import GrpcTransport
 from ps.wire import weir_pb2 as pb
-from tests.fuzz.damage import EXAMPLES, HUGE, SECONDS, damaged, numbers, values
+from tests.fuzz.damage import ALWAYS_THE_SAME, EXAMPLES, HUGE, SECONDS, damaged, numbers, values
 from tests.ps.driving import NUM_BUCKETS, TWO_TABLES, call, keys_in, message, push
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
@@ -38,7 +38,10 @@ SECURITY = SecurityOptions(limits=Limits(max_message_bytes=4 << 20, max_keys_per
 MAX_GROWTH = 16 * SECURITY.limits.max_message_bytes  # allocators keep what threads have freed
 KEYS = keys_in(range(NUM_BUCKETS))
 SETTINGS = settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=EXAMPLES,
+    derandomize=ALWAYS_THE_SAME,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 CLASSES = {
     "CheckpointError", "ExpiredError", "NonFiniteError", "NotSharedError", "OverloadedError", "RequestError",
