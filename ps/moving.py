@@ -122,10 +122,13 @@ def take(holding: Holding, buckets: BucketNumbers, frames: bytes, windows: bytes
         for keys in (rows.full[0], rows.early[0], rows.removed):
             if not holding.is_arriving[bucket_of(keys, holding.spec.num_buckets)].all():
                 raise WrongEpochError(f"shard {holding.shard} does not expect rows of these buckets (any more)")
+        if not set(rows.dropped) <= set(np.flatnonzero(holding.is_arriving).tolist()):
+            raise WrongEpochError(f"shard {holding.shard} does not expect these buckets (any more)")
         write_rows(holding.tables[rows.table], rows)
         yield
     if windows:
-        load_windows(holding, windows, now=now)
+        arriving = set(np.flatnonzero(holding.is_arriving).tolist())
+        load_windows(holding, windows, now=now, wanted=arriving.__contains__)
         if holding.changes is not None:
             holding.changes.note("windows", windows)
 

@@ -61,7 +61,7 @@ class LocalPlace:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            _sync(self._folder)
+            sync_folder(self._folder)
         except BaseException:
             with suppress(OSError):
                 path.unlink()
@@ -74,10 +74,10 @@ class LocalPlace:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        _sync(self._folder)  # files of others in it, too
+        sync_folder(self._folder)  # files of others in it, too
         temporary.rename(self._folder / name)
-        _sync(self._folder)
-        _sync(self._folder.parent)
+        sync_folder(self._folder)
+        sync_folder(self._folder.parent)
 
     def open(self, name: str) -> BinaryIO:
         return (self._folder / name).open("rb")
@@ -198,7 +198,7 @@ def reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make new names in the folder last."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -88,7 +88,7 @@ class Replay:
                 self._move(header["routing"], place, number)
             self._moving(header)
             if "windows" in header:
-                is_new = [number >= position for position in self.positions.tolist()]
+                is_new = ((self.positions <= number) & holding.is_arriving).tolist()
                 load_windows(holding, header["windows"], now=self.now, wanted=is_new.__getitem__)
 
     def _moving(self, header: dict[str, Any]) -> None:

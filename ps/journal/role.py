@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 from ps.errors import JournalError
-from ps.journal.writer import sync_folder
+from ps.places import sync_folder
 from ps.record import VERSION
 
 KeptRole: TypeAlias = Literal["", "primary", "filling", "standby"]

@@ -26,7 +26,7 @@ from ps import checkpoint
 from ps.errors import JournalError
 from ps.holding import Holding
 from ps.journal.segments import SegmentName, remove_before
-from ps.journal.writer import sync_folder
+from ps.places import sync_folder
 from ps.record import VERSION, encode_record
 
 POINTER = "SNAPSHOT.json"

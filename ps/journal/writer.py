@@ -26,6 +26,7 @@ from ps.errors import JournalError, WrongEpochError
 from ps.journal.frames import Buffer, encode_start, with_checksum
 from ps.journal.segments import Acknowledged, SegmentName
 from ps.journal.stream import Stream
+from ps.places import sync_folder
 
 _RETRY_SECONDS = 0.25
 _MAX_PIECES = 512  # of one writev; the system allows 1024
@@ -321,12 +322,3 @@ class Writer:
             raise
         self._file, self._name, self._offset, self._end = file, name, len(start), len(start)
         self._acknowledged.write(name, self._end)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
