@@ -29,7 +29,7 @@ LEVELS = [
     {
         "psfuncs": [
             "ps.psfunc", "ps.psfuncs", "ps.record", "ps.chain", "ps.checkpoint", "ps.conversion", "ps.mapping",
-            "ps.options", "ps.restoring",
+            "ps.options", "ps.restoring", "ps.serving_rows",
         ]
     },
     {"transport": ["ps.transport"]},
