@@ -20,6 +20,7 @@ from ps.transport import Method, TimedOutError, Transport
 from ps.wire import weir_pb2 as pb
 
 STATUS_SECONDS = 3.0
+PATIENT_SECONDS = 20.0  # for a status without which nothing can go on: a busy node answers late
 ASSIGN_SECONDS = 600.0  # the first one compiles kernels where nobody has yet
 
 
@@ -142,7 +143,7 @@ class StatusDirectory:
         return replace(newest, addresses=self._addresses)
 
     def propose(self, owners: NDArray[np.int32] | None = None) -> Routing:
-        found = self._ask()
+        found = self._ask(PATIENT_SECONDS)
         for shard, (address, status) in enumerate(zip(self._addresses, found, strict=True)):
             if status is None:
                 raise UnavailableError(
@@ -158,11 +159,11 @@ class StatusDirectory:
     def commit(self, routing: Routing) -> None:
         self._addresses = routing.addresses
 
-    def _ask(self) -> list[pb.StatusReply | None]:
+    def _ask(self, timeout_seconds: float = STATUS_SECONDS) -> list[pb.StatusReply | None]:
         """The status of every shard; of a pair, that of its primary, wherever it is now."""
         found: dict[str, pb.StatusReply | None] = {}
         while unasked := [each for each in dict.fromkeys((*self._addresses, *self._others)) if each not in found]:
-            found.update(zip(unasked, statuses(self._transport, unasked), strict=True))
+            found.update(zip(unasked, statuses(self._transport, unasked, timeout_seconds), strict=True))
             self._others |= {status.pair.other for status in found.values() if status is not None} - {""}
         primaries = [
             (status.pair.term, status.shard, address)
