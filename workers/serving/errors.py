@@ -18,6 +18,10 @@ class MalformedError(RequestError):
 class TooLargeError(MalformedError):
     """A request beyond the server's limits of candidates or bytes."""
 
+
+class UnscorableError(RequestError):
+    """A request that was read, and whose scores are no finite numbers: dense values beyond all reason."""
+
     code = "OUT_OF_RANGE"
 
 
@@ -39,13 +43,19 @@ class DrainingError(WeirError):
     code = "UNAVAILABLE"
 
 
-HTTP_STATUS = {
+_HTTP_STATUS = {
     "INVALID_ARGUMENT": 400,
     "UNAUTHENTICATED": 401,
     "NOT_FOUND": 404,
-    "OUT_OF_RANGE": 413,
-    "INTERNAL": 500,
+    "OUT_OF_RANGE": 422,
     "RESOURCE_EXHAUSTED": 503,
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
+
+
+def http_status(error: Exception) -> int:
+    """The status of an error over HTTP; 500 for what was not raised on purpose."""
+    if isinstance(error, TooLargeError):
+        return 413
+    return _HTTP_STATUS.get(error.code, 500) if isinstance(error, WeirError) else 500
