@@ -1,1 +1,1 @@
-"""Predictions from a bundle: rows in memory and a tower in ONNX Runtime, over gRPC and HTTP, without torch and Ray."""
+"""Serving: bundles, replicas of rows and towers, predictions. Imports neither torch nor ray nor pyarrow."""
