@@ -44,6 +44,10 @@ class Prediction:
     rows_seconds: float
     tower_seconds: float
 
+    def by_task(self) -> dict[str, Floats]:
+        """By task, float32 [num_candidates]."""
+        return dict(zip(self.tasks, np.ascontiguousarray(self.scores.T), strict=True))
+
 
 @dataclass(slots=True)
 class _Waiting:
