@@ -98,7 +98,9 @@ class GrpcService:
             self._metrics.answered("grpc", to_wire(error)[0])
             field = error.field if isinstance(error, MalformedError) else ""
             # Metadata is ASCII, and names of columns are whatever the data had.
-            abort(context, error, *(((FIELD_KEY, field.encode("ascii", "backslashreplace").decode()),) if field else ()))
+            abort(
+                context, error, *(((FIELD_KEY, field.encode("ascii", "backslashreplace").decode()),) if field else ())
+            )
 
     def _predict(self, data: bytes, context: Any) -> bytes:
         started = time.perf_counter()

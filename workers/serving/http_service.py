@@ -72,7 +72,9 @@ class HttpApplication:
                 given = request.headers.get("authorization")
                 if self._token is not None and not is_token(given, self._token):
                     state = "no token came along" if given is None else "it is another token"
-                    raise NotAllowedError(f"this server asks for a token, and {state}: send Authorization: Bearer TOKEN")
+                    raise NotAllowedError(
+                        f"this server asks for a token, and {state}: send Authorization: Bearer TOKEN"
+                    )
                 return await endpoint(request)
             except ClientDisconnect:
                 return Response(status_code=499)
@@ -139,7 +141,7 @@ class HttpApplication:
 
     async def _readyz(self, request: Request) -> Response:
         model = self._predictor.model
-        is_ready = not self._predictor.is_draining
+        is_ready = self._predictor.is_ready
         state = {"ready": is_ready, "version": model.version, "data_age_seconds": model.age_seconds()}
         return _json(state, 200 if is_ready else 503)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import Field, ValidationError
 
 from ps.byte_sizes import ByteSize
 from ps.security import SecurityOptions
 from ps.strict import Spec
+from workers.config.errors import ConfigError, dotted, explain
+from workers.config.load import set_value
 
 
 class LogOptions(Spec):
@@ -43,3 +48,17 @@ class ServeOptions(Spec):
     drain_seconds: float = Field(default=30.0, ge=0, le=3600)
     security: SecurityOptions = Field(default_factory=lambda: SecurityOptions.model_validate({}))
     log: LogOptions | None = None
+
+
+def read_options(given: dict[str, Any], overrides: Iterable[str] = ()) -> ServeOptions:
+    """given: of the command line, what is None is left out. overrides: of the form `security.tls.key=PATH`. Raises
+    ConfigError.
+    """
+    data = {name: value for name, value in given.items() if value is not None}
+    for override in overrides:
+        set_value(data, override)
+    try:
+        return ServeOptions.model_validate(data)
+    except ValidationError as error:
+        location, text = explain(error, ServeOptions, data)
+        raise ConfigError(f"{dotted(location)}: {text}" if location else text) from None

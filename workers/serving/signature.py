@@ -45,10 +45,12 @@ def example(model: Model) -> dict[str, Any]:
 
 
 def request_schema(model: Model, options: ServeOptions) -> dict[str, Any]:
-    """JSON schema of a request. What it cannot say: that every column stands in exactly one of the two objects, and that
-    all lists have one length.
+    """JSON schema of a request. What it cannot say: that every column stands in exactly one of the two objects, and
+    that all lists have one length.
     """
-    values = {column: _value_schema([field for _, field in _fields_of(model, column)]) for column in model.features.columns}
+    values = {
+        column: _value_schema([field for _, field in _fields_of(model, column)]) for column in model.features.columns
+    }
     candidates = {
         column: {"type": "array", "items": value, "minItems": 1, "maxItems": options.max_candidates}
         for column, value in values.items()
