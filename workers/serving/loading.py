@@ -18,7 +18,7 @@ from workers.serving.model import ROWS, Model
 from workers.serving.request import Request
 from workers.serving.tower import DENSE, Tower
 
-_SLACK = 1e-5  # of scores, beside what export itself found between training and bundle
+TOLERANCE = 1e-4  # of logits, beside what export found between training and bundle: this may be another machine
 
 
 @dataclass(frozen=True)
@@ -59,32 +59,29 @@ def make_model(bundle: Bundle, replica: Replica, *, threads: int) -> Model:
         Tower(bundle.tower_path, inputs, len(manifest.labels), threads=threads),
         manifest.serving.tables,
         {segment: read.fields for segment, read in manifest.inputs.items()},
-        {name: label.score for name, label in manifest.labels.items()},
+        manifest.labels,
         lambda: replica.lag(time.time()).seconds,
     )
 
 
 def check_examples(bundle: Bundle, model: Model) -> float:
-    """Score the bundle's examples, which warms the model up too; the greatest difference from what training answered.
-    Raises BundleError for one beyond what export allowed.
+    """Score the bundle's examples, which warms the model up too; how much a logit differs at most from what training
+    answered, divided by the greatest logit (at least 1). Raises BundleError for more than export allowed.
     """
     found = bundle.examples()
     try:
-        sample, expected = _example_sample(model, found["columns"]), found["scores"]
-        scores = model.score([sample])[0][0].scores
-        greatest = 0.0
-        for task, name in enumerate(model.scores):
-            theirs = np.array(expected[name], np.float64)
-            scale = max(1.0, float(np.abs(theirs).max(initial=0)))
-            greatest = max(greatest, float(np.abs(scores[:, task] - theirs).max(initial=0)) / scale)
+        sample = _example_sample(model, found["columns"])
+        expected = np.array(found["logits"], np.float64)
+        difference = np.abs(model.logits([sample])[0] - expected).max() / max(1.0, np.abs(expected).max())
     except (MalformedError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{bundle.directory}: its examples cannot be scored: {error}; export again") from error
-    if not greatest <= bundle.manifest.checks.scores + _SLACK:
+    said = bundle.manifest.checks.scores
+    if not difference <= said + TOLERANCE:  # NaN, too
         raise BundleError(
-            f"{bundle.directory}: its examples' scores differ from training's by {greatest:.2g}, where export found "
-            f"{bundle.manifest.checks.scores:.2g}; export again"
+            f"{bundle.directory}: its examples' logits differ from training's by {difference:.2g} of the greatest, "
+            f"where export found {said:.2g}; export again"
         )
-    return greatest
+    return float(difference)
 
 
 def _example_sample(model: Model, columns: dict[str, list[Any]]) -> Sample:

@@ -92,8 +92,8 @@ def _schemas(model: Model, options: ServeOptions) -> dict[str, Any]:
             "properties": {
                 "scores": {
                     "type": "object",
-                    "required": list(model.scores),
-                    "properties": dict.fromkeys(model.scores, _NUMBERS),
+                    "required": list(model.tasks),
+                    "properties": dict.fromkeys(model.tasks, _NUMBERS),
                 },
                 "version": {"type": "string", "description": "that scored all of it"},
                 "data_age_seconds": {"type": ["number", "null"], "description": "since what the rows know of"},

@@ -35,8 +35,8 @@ class ServeOptions(Spec):
     """
 
     host: str = "127.0.0.1"
-    grpc_port: int = Field(default=0, ge=0, le=65535)
-    http_port: int = Field(default=0, ge=0, le=65535)
+    grpc_port: int = Field(default=8500, ge=0, le=65535)
+    http_port: int = Field(default=8501, ge=0, le=65535)
     threads: int = Field(default=1, ge=1, le=1024)
     max_candidates: int = Field(default=10_000, ge=1, le=1 << 24)
     max_body_bytes: ByteSize = Field(default=16 << 20, ge=1 << 10, le=1 << 30)

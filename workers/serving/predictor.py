@@ -208,7 +208,7 @@ class Predictor:
                 Prediction(
                     each.request,
                     scored.scores,
-                    tuple(model.scores),
+                    model.tasks,
                     model.version,
                     age,
                     scored.num_unknown_keys,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ps.security import warn_if_open
 from workers.serving.bundle import read_bundle
@@ -84,26 +84,16 @@ class PredictionServer:
             self._log.close()
 
 
-def serve(directory: Path, options: ServeOptions, *, as_json: bool = False) -> None:
-    """Serve a bundle until SIGTERM or Ctrl-C, then drain. Prints where it listens: one line on stderr, or with as_json
-    one JSON object on stdout.
-    """
+def serve(directory: Path, options: ServeOptions, ready: Callable[[dict[str, Any]], None]) -> None:
+    """Serve a bundle until SIGTERM or Ctrl-C, then drain. ready: told once where it listens, and what it serves."""
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     with _signals() as until_end:
         began = time.perf_counter()
         loaded = load(read_bundle(directory), threads=options.threads)
         server = PredictionServer(loaded.model, options)
         gc.freeze()  # of numba alone there are 200,000 objects: a full collection would hold a request up for 0.1 s
-        address = server.address
-        rows, seconds = loaded.replica.num_rows, time.perf_counter() - began
-        if as_json:
-            print(json.dumps({**asdict(address), "rows": rows, "seconds": round(seconds, 3)}), flush=True)
-        print(
-            f"serving {address.model} version {address.version}, {rows:,} rows after {seconds:.1f} s: "
-            f"gRPC {address.grpc}, HTTP {address.http}",
-            file=sys.stderr,
-            flush=True,
-        )
+        seconds = round(time.perf_counter() - began, 3)
+        ready({**asdict(server.address), "rows": loaded.replica.num_rows, "seconds": seconds})
         os.read(until_end, 1)
         server.stop()
 

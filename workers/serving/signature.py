@@ -24,7 +24,7 @@ def describe(model: Model, options: ServeOptions) -> dict[str, Any]:
             column: [_field(name, field) for name, field in _fields_of(model, column)]
             for column in model.features.columns
         },
-        "tasks": dict(model.scores),
+        "tasks": {name: label.type for name, label in model.labels.items()},
         "limits": {
             "candidates": options.max_candidates,
             "body_bytes": options.max_body_bytes,
