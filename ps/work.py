@@ -72,6 +72,7 @@ class WorkThread:
         self.shard = shard
         self.capacity = capacity
         self.num_overloaded = 0
+        self.standby = ""  # address of the other process of a pair
         self._thresholds = thresholds
         self._limits = limits or Limits()
         self._send = send
@@ -128,7 +129,8 @@ class WorkThread:
             )
         routing = Routing.from_message(request.routing)
         if self.shard.holding is None and request.shard < routing.num_shards:
-            check_limits(spec, shards_beside(routing.addresses, request.shard), self._thresholds())
+            beside = shards_beside(routing.addresses, request.shard, self.standby)
+            check_limits(spec, beside, self._thresholds())
         return self._submit(lambda answer: self.shard.assign(spec, routing, request.shard, answer))
 
     def save(
