@@ -8,8 +8,8 @@ settings.load_profile("weir")
 
 
 def pytest_collection_modifyitems(items):
-    """Several processes (`-n 2 --dist loadgroup`) take whole files, whose fixtures are dear. Tests on Ray stay together:
-    a session of it is enough for two cores.
+    """Several processes (`-n 2 --dist loadgroup`) take whole files, whose fixtures are dear. Tests on Ray stay
+    together: a session of it is enough for two cores.
     """
     for item in items:
         group = "ray" if item.get_closest_marker("cluster") else item.location[0]
