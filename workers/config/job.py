@@ -17,6 +17,7 @@ from workers.config.data import Data
 from workers.config.errors import nearest
 from workers.config.fields import Categorical, FeatureField, LabelField, Multi, Numeric
 from workers.config.section import Section
+from workers.config.serving import Serving
 from workers.config.train import Train
 
 BUCKETS_PER_SHARD = 64
@@ -137,6 +138,7 @@ class Config(Section):
     train: Train = Train()
     cluster: Cluster = Cluster()
     checkpoint: Checkpoint = Checkpoint()
+    serving: Serving | None = None
     psfunc_modules: tuple[str, ...] = ()
     runs: str = "runs"
 

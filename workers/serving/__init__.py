@@ -1,0 +1,1 @@
+"""What answers requests: bundles, versions, predictions. Neither torch nor Ray."""
