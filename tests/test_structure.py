@@ -55,10 +55,11 @@ LEVELS = [
     },
     {"config": ["workers.config", "workers.metrics"]},
     {"samples": ["workers.samples"], "models": ["workers.models"]},
-    {"training": ["workers.training"]},
+    {"serving": ["workers.serving"]},
+    {"training": ["workers.training", "workers.exporting"]},
     {
         "command line": [
-            "workers", "workers.cli", "workers.inspect", "workers.planning", "workers.slots", "workers.text",
+            "workers", "workers.answering", "workers.cli", "workers.inspect", "workers.model_cli", "workers.planning", "workers.slots", "workers.text",
         ]
     },
 ]  # fmt: skip
@@ -78,7 +79,9 @@ LIBRARIES = {
         "ps.session",
         "workers.training.group",
     ],
-    "torch": ["workers.models", "workers.training"],
+    "torch": ["workers.models", "workers.training", "workers.exporting"],
+    "onnx": ["workers.exporting"],
+    "onnxruntime": ["workers.exporting", "workers.serving"],
 }
 
 NEVER_IMPORTED = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}  # they run code from files

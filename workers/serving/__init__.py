@@ -1,1 +1,1 @@
-"""What answers requests: bundles, versions, predictions. Neither torch nor Ray."""
+"""Serving: bundles, replicas of rows and towers, predictions. Imports neither torch nor ray nor pyarrow."""
