@@ -59,7 +59,8 @@ LEVELS = [
     {"training": ["workers.training", "workers.exporting"]},
     {
         "command line": [
-            "workers", "workers.answering", "workers.cli", "workers.inspect", "workers.model_cli", "workers.planning", "workers.slots", "workers.text",
+            "workers", "workers.answering", "workers.cli", "workers.inspect", "workers.model_cli", "workers.planning",
+            "workers.slots", "workers.text",
         ]
     },
 ]  # fmt: skip

@@ -20,7 +20,7 @@ def check_schema(current: Bundle, new: Bundle, *, serving: str) -> None:
     serving: the current version's name.
     """
     for what, old, found in (
-        ("fields", _fields(current), _fields(new)),
+        ("columns", _columns(current), _columns(new)),
         ("labels", _labels(current), _labels(new)),
     ):
         differ = sorted(name for name in old.keys() | found.keys() if old.get(name) != found.get(name))
@@ -50,8 +50,12 @@ def check_tower(folder: Path, recorded: Recorded) -> float:
     return difference
 
 
-def _fields(bundle: Bundle) -> dict[str, str]:
-    return {name: f"{field.type}" for name, field in bundle.fields.items()}
+def _columns(bundle: Bundle) -> dict[str, str]:
+    """What requests name, with the types of the fields that read it."""
+    types: dict[str, set[str]] = {}
+    for name, field in bundle.fields.items():
+        types.setdefault(field.column or name, set()).add(field.type)
+    return {name: " and ".join(sorted(found)) for name, found in types.items()}
 
 
 def _labels(bundle: Bundle) -> dict[str, str]:

@@ -10,7 +10,8 @@ import shutil
 from pathlib import Path
 
 from workers.serving.bundle import Bundle, is_bundle, read_bundle
-from workers.serving.fitting import check_examples, check_schema
+from workers.serving.fitting import check_examples, check_schema, check_tower
+from workers.serving.recorded import read_recorded
 from workers.serving.versions import Models, Pointer, Version, VersionError, check_files
 
 
@@ -45,7 +46,7 @@ def check(models: Models, version: Version, *, forces_schema: bool) -> None:
         return
     check_files(models.path(version.name), version)
     _check_against_current(models, bundle, forces_schema=forces_schema)
-    check_tower(models.path(version.name))
+    check_tower(models.path(version.name), read_recorded(models.path(version.name)))
 
 
 def check_bundle(models: Models, bundle: Bundle, *, forces_schema: bool) -> None:
