@@ -100,6 +100,12 @@ class JournalError(WeirError):
     code = "DATA_LOSS"
 
 
+class DeltaError(WeirError):
+    """A delta stream that a replica cannot go on with: rows of another layout, offsets that are gone."""
+
+    code = "DATA_LOSS"
+
+
 def _classes(root: type[WeirError]) -> dict[str, type[WeirError]]:
     found = {root.__name__: root}
     for child in root.__subclasses__():

@@ -39,6 +39,7 @@ LEVELS = [
             "ps.request", "ps.schedule", "ps.shard", "ps.synchronous",
         ]
     },
+    {"replica": ["ps.following", "ps.replica", "ps.served", "ps.turns"]},
     {"server": ["ps.member", "ps.metrics", "ps.process", "ps.server", "ps.work"]},
     {
         "client": [
