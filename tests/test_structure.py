@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 LEVELS = [
     {
         "words": [
-            "ps.types", "ps.byte_sizes", "ps.durability", "ps.errors", "ps.strict", "ps.lifetime", "ps.row_code",
-            "ps.security", "ps.spec", "ps.user_modules", "ps.wire.weir_pb2",
+            "ps.types", "ps.byte_sizes", "ps.delta_options", "ps.durability", "ps.errors", "ps.strict", "ps.lifetime",
+            "ps.row_code", "ps.security", "ps.spec", "ps.user_modules", "ps.wire.weir_pb2",
         ]
     },
     {"kernels": ["ps.storage.kernels"]},
@@ -35,8 +35,8 @@ LEVELS = [
     {"transport": ["ps.transport"]},
     {
         "shard": [
-            "ps.applied", "ps.cut", "ps.execution", "ps.giving", "ps.holding", "ps.journal", "ps.moving", "ps.pipe",
-            "ps.request", "ps.schedule", "ps.shard", "ps.synchronous",
+            "ps.applied", "ps.cut", "ps.deltas", "ps.execution", "ps.giving", "ps.holding", "ps.journal", "ps.moving",
+            "ps.pipe", "ps.request", "ps.schedule", "ps.shard", "ps.synchronous",
         ]
     },
     {"replica": ["ps.following", "ps.replica", "ps.served", "ps.turns"]},
