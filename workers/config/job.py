@@ -181,6 +181,10 @@ class Config(Section):
             raise ValueError(
                 "cluster.durability.mode: checkpoint needs regular ones: checkpoint.every_steps or every_minutes"
             )
+        if self.serving is not None and self.cluster.deltas is None:
+            raise ValueError(
+                "serving: towers are published beside a stream of the rows' changes; set cluster.deltas, {} will do"
+            )
         if self.click is not None and self.click not in self.labels:
             raise ValueError(f"click: unknown label '{self.click}'" + nearest(self.click, self.labels))
         self._check_columns()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from workers.serving.bundle import Bundle
+from workers.serving.manifest import TOWER_FILE
 from workers.serving.recorded import Recorded
 from workers.serving.versions import VersionError
 
@@ -36,9 +37,10 @@ def check_tower(folder: Path, recorded: Recorded) -> float:
     """The greatest difference between the logits of a folder's tower.onnx and the recorded ones, relative as TOLERANCE.
     Raises VersionError where it is beyond that.
     """
-    from workers.serving.tower import open_tower
+    from workers.serving.tower import Tower
 
-    logits = open_tower(folder)(recorded.inputs)
+    shapes = {name: values.shape[1:] for name, values in recorded.inputs.items()}
+    logits = Tower(folder / TOWER_FILE, shapes, recorded.logits.shape[1], threads=1).run(recorded.inputs)
     if logits.shape != recorded.logits.shape:
         raise VersionError(f"{folder}: the tower answers {logits.shape}, recorded were {recorded.logits.shape}")
     difference = float(np.abs(logits - recorded.logits).max() / max(1.0, np.abs(recorded.logits).max()))

@@ -2,8 +2,8 @@
 that belongs to it.
 
 Training waits while all workers' pushes are acknowledged, every shard marks its partition of the stream and the tower's
-weights are copied. The tower is exported and the version written beside it. The first version of a process, and every
-`bundle_every` after it, is a whole bundle: a checkpoint is cut in place of the marks, and exported.
+weights are copied; the version is written beside training. The first version of a process, and every `bundle_every`
+after it, is a whole bundle: a checkpoint is cut in place of the marks, and exported by a process of its own.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import torch
 
 from ps.deltas.retention import keep
 from ps.errors import RequestError, WeirError
-from ps.types import Floats
 from workers.config import Config
 from workers.serving.bundle import read_bundle
+from workers.serving.fitting import check_tower
+from workers.serving.manifest import TOWER_FILE
 from workers.serving.publishing import register
 from workers.serving.recorded import Recorded, write_recorded
 from workers.serving.retention import floor, prune
@@ -35,6 +36,7 @@ from workers.training.position import write_position
 from workers.training.world import World
 
 if TYPE_CHECKING:
+    from workers.exporting.tower import TowerInputs
     from workers.training.trainer import Trainer
 
 _FOLDER = "publishing"  # of a run: checkpoints that are about to be exported
@@ -49,6 +51,10 @@ class Publisher:
         assert config.serving is not None
         self._config, self._options, self._run, self._world = config, config.serving, run, world
         self._models = Models(config.serving.models)
+        self._folder = run / _FOLDER
+        self._template = self._folder / "template.onnx"
+        if world.is_first:
+            shutil.rmtree(self._folder, ignore_errors=True)  # what a process before left that was killed
         self._say = say
         self._bundle: str | None = None  # the version that the next towers stand on
         self._num_towers = 0  # since it
@@ -109,7 +115,7 @@ class Publisher:
         step = trainer.position.step
         name = self._free_name(step)
         if self._bundle is None or self._num_towers >= self._options.bundle_every:
-            directory = self._run / _FOLDER / name
+            directory = self._folder / name
             directory.mkdir(parents=True, exist_ok=True)
             save_dense(directory, trainer.scorer.bare_model, trainer.optimizer)
             write_position(directory, trainer.position, trainer.training_seconds, None)
@@ -140,12 +146,12 @@ class Publisher:
         self._writing.start()
 
     def _write_bundle(self, name: str, checkpoint: Path, saved: Callable[[], Any]) -> Version:
-        from workers.exporting.bundle import export
+        from workers.exporting.process import export_apart
 
         saved()
-        out = self._run / _FOLDER / f"{name}.bundle"
+        out = self._folder / f"{name}.bundle"
         try:
-            export(self._config, checkpoint, out, version=name)
+            export_apart(self._config, checkpoint, out, version=name, template=self._template)
             version = register(self._models, read_bundle(out), name)
         finally:
             shutil.rmtree(out, ignore_errors=True)
@@ -158,20 +164,20 @@ class Publisher:
         name: str,
         bundle: str,
         model: torch.nn.Module,
-        inputs: dict[str, Floats],
+        inputs: TowerInputs,
         markers: Mapping[int, int],
         step: int,
         data_time: float,
     ) -> Version:
-        from workers.exporting.tower import export_tower
+        from workers.exporting.template import fill_template
+        from workers.exporting.tower import logits_of
 
-        with torch.inference_mode():
-            rows = {name.removeprefix("rows_"): torch.from_numpy(each) for name, each in inputs.items()}
-            dense = rows.pop("dense", torch.zeros(len(next(iter(inputs.values()))), 0))
-            logits = model(rows, dense).numpy()
+        recorded = Recorded(inputs.named(), logits_of(model, inputs))
+        weights = {name: each.numpy() for name, each in model.state_dict().items()}
         with self._models.staging() as staged:
-            export_tower(model, staged, rows, dense)
-            write_recorded(staged, Recorded(inputs, logits))
+            fill_template(self._template, weights, staged / TOWER_FILE)
+            check_tower(staged, recorded)
+            write_recorded(staged, recorded)
             version = self._models.add(
                 staged, name, step=step, data_time=data_time, bundle=bundle, markers=markers
             )
@@ -189,16 +195,19 @@ class Publisher:
             owner = f"models-{crc32(str(self._models.directory).encode()):08x}"
             keep(deltas.directory, owner, floor(self._models))
 
-    def _inputs(self, trainer: Trainer) -> dict[str, Floats]:
-        """Of the tower, for the first samples of the latest batch: what it is checked with."""
+    def _inputs(self, trainer: Trainer) -> TowerInputs:
+        """Of the first samples of the latest batch: what the tower is checked with."""
+        from workers.exporting.bundling import tower_inputs
+        from workers.exporting.tower import TowerInputs
+
         scorer, feed = trainer.scorer, trainer.latest_feed
         assert feed is not None
         leaves = RowLeaves(
             feed.batch, feed.pull.wait(), feed.lookup.inverse, scorer.tables, scorer.field_order, train=False
         )
         count = min(self._options.examples, feed.batch.size)
-        inputs = {f"rows_{name}": rows[:count].numpy().copy() for name, rows in leaves.segments.items()}
-        return inputs | ({"dense": feed.batch.dense[:count].copy()} if feed.batch.dense.shape[1] else {})
+        rows = {name: leaves.segments[name][:count].numpy().copy() for name in tower_inputs(self._config)}
+        return TowerInputs(rows, feed.batch.dense[:count].copy())
 
     def _free_name(self, step: int) -> str:
         """After the run and the step; a run that went back to a checkpoint comes to the same step again."""
