@@ -54,6 +54,25 @@ def evaluate(
 
 
 @app.command()
+def export(
+    config: ConfigPath,
+    checkpoint: Annotated[str, typer.Option(help="a checkpoint directory, or its URI", show_default=False)],
+    out: Annotated[Path, typer.Option(help="the folder to make", show_default=False)],
+    codec: Annotated[str, typer.Option(help="of the served rows: fp32, fp16, bf16 or int8")] = "fp32",
+    version: Annotated[str | None, typer.Option(help="[step-<step>]", show_default=False)] = None,
+    parquet: Annotated[bool, typer.Option("--parquet", help="write the rows as Parquet, too")] = False,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Make a serving bundle of a checkpoint: rows, tower as ONNX and torch.export, fields, example requests."""
+    from workers.exporting.command import export as run
+
+    with _answering(as_json) as answer:
+        recipe = load_config(config, overrides or [])
+        answer(run(recipe, checkpoint, out, codec=codec, version=version, parquet=parquet))
+
+
+@app.command()
 def inspect(
     path: Annotated[str, typer.Argument(help="a checkpoint directory, or its URI", show_default=False)],
     key: Annotated[str | None, typer.Option(help="FIELD=VALUE: show the row of one value", show_default=False)] = None,

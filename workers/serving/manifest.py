@@ -92,7 +92,7 @@ class Manifest(Spec):
     where the checkpoint knows none.
     """
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     name: str = Field(pattern=NAME)
     version: str = Field(pattern=NAME)
     step: Count
