@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from ps.chain import live_records
+from ps.checkpoint import read_manifest
+from ps.keys import bucket_of
+from ps.replica import Replica
+from ps.serving_rows import RowEncoder
+from ps.types import Keys, Rows
 from workers.serving.bundle import Bundle
 from workers.serving.manifest import TOWER_FILE
 from workers.serving.recorded import Recorded
@@ -50,6 +57,42 @@ def check_tower(folder: Path, recorded: Recorded) -> float:
             f"greatest logit, {TOLERANCE:g} is allowed; publish another version"
         )
     return difference
+
+
+def check_examples(bundle: Bundle) -> float:
+    """Score the examples of a bundle that nobody serves yet; the greatest difference from what training answered. Reads
+    all rows, and keeps those of the examples. Raises BundleError.
+    """
+    from workers.serving.loading import check_examples as check
+    from workers.serving.loading import make_model
+
+    replica = Replica(bundle.training_spec, bundle.serving_spec)
+    return check(bundle, replace(make_model(bundle, replica, threads=1), rows=_RowsOfFiles(bundle, replica)))
+
+
+class _RowsOfFiles:
+    """Rows of a bundle without loading it: every pull reads the files to their end."""
+
+    def __init__(self, bundle: Bundle, empty: Replica) -> None:
+        self._bundle, self._empty = bundle, empty
+
+    def pull(self, table: str, keys: Keys) -> tuple[Rows, int]:
+        """float32 [n, width], and how many of the keys have no row."""
+        spec = self._bundle.serving_spec
+        wanted = np.zeros(spec.num_buckets, np.bool_)
+        wanted[bucket_of(keys, spec.num_buckets)] = True
+        rows, _ = self._empty.pull(table, keys)
+        encoder, is_found = RowEncoder(spec.tables[table]), np.zeros(len(keys), np.bool_)
+        records = live_records(
+            read_manifest(self._bundle.rows_directory), lambda name, bucket: name == table and bool(wanted[bucket])
+        )
+        for record, _ in records:
+            order = np.argsort(record.keys)
+            at = order[np.minimum(np.searchsorted(record.keys, keys, sorter=order), len(order) - 1)]
+            here = record.keys[at] == keys
+            rows[here] = encoder.decode(record.images[at[here]])
+            is_found |= here
+        return rows, int((~is_found).sum())
 
 
 def _columns(bundle: Bundle) -> dict[str, str]:
