@@ -9,6 +9,7 @@ in `missing` (bool [k]). Nothing here knows what the column's fields mean.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ class Column:
         values, offsets = (self.values, self.offsets) if self.offsets is not None else decimal_texts(self.values)
         data, places = values.tobytes(), offsets.tolist()
         mark = separator.encode()
-        rows = [data[start:end].split(mark) for start, end in zip(places, places[1:], strict=False)]
+        rows = [data[start:end].split(mark) for start, end in itertools.pairwise(places)]
         if self.missing is not None:
             rows = [[] if is_missing else row for row, is_missing in zip(rows, self.missing.tolist(), strict=True)]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
@@ -85,7 +86,7 @@ class Column:
         return Column(self.place, "texts", *packed(pieces, b"".join(pieces)), lengths)
 
     def to_list(self) -> list[Any]:
-        """The values for people and logs: text, int, float, None where missing; a list a row where there are lengths."""
+        """The values for logs: text, int, float, None where missing; a list a row where there are lengths."""
         values = self.values.tolist() if self.offsets is None else self._texts()
         if self.missing is not None:
             values = [None if is_missing else v for v, is_missing in zip(values, self.missing.tolist(), strict=True)]
@@ -101,7 +102,7 @@ class Column:
     def _texts(self) -> list[str]:
         assert self.offsets is not None
         data, places = self.values.tobytes(), self.offsets.tolist()
-        return [data[start:end].decode() for start, end in zip(places, places[1:], strict=False)]
+        return [data[start:end].decode() for start, end in itertools.pairwise(places)]
 
     def _number(self, text: str) -> float:
         stripped = text.strip()
@@ -118,8 +119,9 @@ def from_message(place: str, column: pb.Column) -> Column:
     kind = column.WhichOneof("values")
     if kind is None:
         raise MalformedError(place, "has no values")
-    offsets, texts = None, "texts"
+    offsets = None
     if kind == "texts":
+        values: NDArray[Any]
         values, offsets = _texts_of(place, column.texts)
         name: Kind = "texts"
         count = len(offsets) - 1
@@ -133,7 +135,7 @@ def from_message(place: str, column: pb.Column) -> Column:
     if column.lengths:
         lengths = _array(place, "lengths", column.lengths, "<u4").astype(np.int64)
         if lengths.sum() != count:
-            raise MalformedError(place, f"lengths add up to {lengths.sum()}, but there are {count} {texts}")
+            raise MalformedError(place, f"lengths add up to {lengths.sum()}, but there are {count} values")
     if column.missing:
         missing = _array(place, "missing", column.missing, "u1") != 0
         if len(missing) != count:
@@ -233,7 +235,7 @@ def _check_utf8(place: str, data: bytes, offsets: NDArray[np.int64]) -> None:
         raise MalformedError(place, f"value {int(np.argmax(inside))} begins inside a character; not UTF-8")
 
 
-def _check_finite(place: str, values: NDArray[np.float64], missing: NDArray[np.bool_] | None) -> None:
+def _check_finite(place: str, values: NDArray[Any], missing: NDArray[np.bool_] | None) -> None:
     bad = ~np.isfinite(values)
     if missing is not None:
         bad &= ~missing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -13,9 +13,10 @@ from ps.spec import TableSpec
 from ps.storage.unique import take_by_key
 from ps.types import Floats, Keys, Rows
 from workers.serving.features import Features, Sample
+from workers.serving.manifest import ServedLabel
+from workers.serving.scores import scores_of
 from workers.serving.tower import DENSE, Tower
 
-Score = Literal["sigmoid", "exp", "identity"]  # of a logit
 ROWS = "rows_"
 
 
@@ -45,7 +46,7 @@ class Took:
 @dataclass(frozen=True)
 class Model:
     """Immutable, thread-safe. tables: serving specs. segments: the fields that each segment's input has, in order.
-    scores: by label, what becomes of its logit. age_seconds: since what the rows know of; None: unknown.
+    labels: the tasks. age_seconds: since what the rows know of; None: unknown.
     """
 
     name: str
@@ -55,11 +56,24 @@ class Model:
     tower: Tower
     tables: Mapping[str, TableSpec]
     segments: Mapping[str, tuple[str, ...]]
-    scores: Mapping[str, Score]
+    labels: Mapping[str, ServedLabel]
     age_seconds: Callable[[], float | None] = lambda: None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What is scored, in the order of the columns of scores."""
+        return tuple(self.labels)
 
     def score(self, samples: Sequence[Sample]) -> tuple[list[Scored], Took]:
         """The scores of each sample, in one run of the tower."""
+        logits, unknown, took = self.logits(samples)
+        scores = np.column_stack(list(scores_of(logits, self.labels).values()))
+        ends = np.cumsum([sample.num_candidates for sample in samples])
+        found = np.split(scores, ends[:-1])
+        return [Scored(each, num) for each, num in zip(found, unknown, strict=True)], took
+
+    def logits(self, samples: Sequence[Sample]) -> tuple[Floats, list[int], Took]:
+        """Of all samples, end to end, float32 [n, num_tasks]; and of each, how many keys have no row."""
         started = time.perf_counter()
         parts: dict[str, list[Floats]] = {segment: [] for segment in self.segments}
         unknown = []
@@ -73,11 +87,7 @@ class Model:
             feeds[DENSE] = _joined([sample.dense for sample in samples])
         ready = time.perf_counter()
         logits = self.tower.run(feeds)
-        took = Took(ready - started, time.perf_counter() - ready)
-        scores = self._scores(logits)
-        ends = np.cumsum([sample.num_candidates for sample in samples])
-        found = np.split(scores, ends[:-1])
-        return [Scored(each, num) for each, num in zip(found, unknown, strict=True)], took
+        return logits, unknown, Took(ready - started, time.perf_counter() - ready)
 
     def _spread(self, sample: Sample) -> tuple[dict[str, Floats], int]:
         """By segment float32 [n, num_fields, dim], and how many keys have no row."""
@@ -101,18 +111,6 @@ class Model:
         if tuple(names) == fields:
             return together
         return np.ascontiguousarray(together[:, [names.index(field) for field in fields]])
-
-    def _scores(self, logits: Floats) -> Floats:
-        scores = np.empty_like(logits)
-        with np.errstate(over="ignore"):
-            for task, kind in enumerate(self.scores.values()):
-                column = logits[:, task].astype(np.float64)
-                if kind == "sigmoid":
-                    column = 1.0 / (1.0 + np.exp(-column))
-                elif kind == "exp":
-                    column = np.exp(column)
-                scores[:, task] = column
-        return scores
 
 
 def _joined(parts: list[Floats]) -> Floats:

@@ -44,6 +44,10 @@ class Prediction:
     rows_seconds: float
     tower_seconds: float
 
+    def by_task(self) -> dict[str, Floats]:
+        """By task, float32 [num_candidates]."""
+        return dict(zip(self.tasks, np.ascontiguousarray(self.scores.T), strict=True))
+
 
 @dataclass(slots=True)
 class _Waiting:
@@ -77,7 +81,7 @@ class Predictor:
         self._queue: deque[_Waiting] = deque()
         self._num_candidates = 0  # that wait
         self._num_taken = 0  # requests that are not answered yet
-        self._is_draining = self._is_closed = False
+        self._is_ready, self._is_draining, self._is_closed = True, False, False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="weir-scoring", daemon=True)
         self._thread.start()
@@ -93,8 +97,13 @@ class Predictor:
         return len(self._queue), self._num_candidates
 
     @property
-    def is_draining(self) -> bool:
-        return self._is_draining
+    def is_ready(self) -> bool:
+        """What readiness says; requests are taken until `drain` all the same."""
+        return self._is_ready
+
+    def stop_being_ready(self) -> None:
+        """Tell balancers to send the next requests elsewhere."""
+        self._is_ready = False
 
     def replace(self, model: Model) -> Model:
         """Answer what comes from now on with this one; returns the one before, which answers what came before."""
@@ -132,13 +141,13 @@ class Predictor:
         long.
         """
         with self._changed:
-            self._is_draining = True
+            self._is_ready, self._is_draining = False, True
             return self._changed.wait_for(lambda: self._num_taken == 0, timeout_seconds)
 
     def close(self) -> None:
         """Refuse what still waits, and end the thread."""
         with self._changed:
-            self._is_draining = self._is_closed = True
+            self._is_ready, self._is_draining, self._is_closed = False, True, True
             self._changed.notify_all()
         self._thread.join()
 
@@ -199,7 +208,7 @@ class Predictor:
                 Prediction(
                     each.request,
                     scored.scores,
-                    tuple(model.scores),
+                    model.tasks,
                     model.version,
                     age,
                     scored.num_unknown_keys,

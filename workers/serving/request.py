@@ -19,7 +19,7 @@ from workers.serving.errors import MalformedError, TooLargeError
 
 MAX_COLUMNS = 4096  # as many as there are slots
 _OTHER_FIELDS = 16
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+REQUEST_ID = r"[!-~]{1,128}"
 _JSON_KEYS = ("request_id", "version", "shared", "candidates")
 
 
@@ -104,7 +104,7 @@ def _check_count(found: int, limit: int) -> None:
 def _request_id(given: str) -> str:
     if not given:
         return secrets.token_hex(8)
-    if not _REQUEST_ID.fullmatch(given):
+    if not re.fullmatch(REQUEST_ID, given):
         raise MalformedError("request_id", "must be 1 to 128 visible ASCII characters")
     return given
 

@@ -26,8 +26,8 @@ class Tower:
     """
 
     def __init__(self, path: Path, inputs: Mapping[str, tuple[int, ...]], num_tasks: int, *, threads: int) -> None:
-        """inputs: the shape of each without its first dimension. threads: that compute one run. Raises BundleError for a
-        file that is no tower, or one of other inputs.
+        """inputs: the shape of each without its first dimension. threads: that compute one run. Raises BundleError for
+        a file that is no tower, or one of other inputs.
         """
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -45,7 +45,9 @@ class Tower:
             raise BundleError(f"{path} reads {found}, but the manifest says {dict(inputs)}; export again")
         outputs = [each.name for each in self._session.get_outputs()]
         if LOGITS not in outputs or self._shape_of(LOGITS)[1:] != [num_tasks]:
-            raise BundleError(f"{path} gives {', '.join(outputs)}; it must give {LOGITS} [n, {num_tasks}]; export again")
+            raise BundleError(
+                f"{path} gives {', '.join(outputs)}; it must give {LOGITS} [n, {num_tasks}]; export again"
+            )
         self.inputs = dict(inputs)
 
     def run(self, feeds: Mapping[str, Floats]) -> Floats:
