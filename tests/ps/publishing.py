@@ -4,10 +4,11 @@ import msgpack
 import numpy as np
 
 from ps.checkpoint import end_frame, start_frame, write_manifest, write_part
+from ps.deltas.batches import Batch, Marker
 from ps.journal.frames import NO_KEYS, NO_ROWS, NOTHING_GATHERED, RowsFrame
 from ps.keys import bucket_of
 from ps.record import Record, encode_record, layout_digest
-from ps.replica import Batch, Marker, Replica
+from ps.replica import Replica
 from ps.serving_rows import RowEncoder, serving_spec
 from ps.spec import ClusterSpec
 from tests.ps.test_serving_rows import TRAINED as TRAINED_ROWS
@@ -49,11 +50,14 @@ class Publisher:
         return RowsFrame(0, table, self.layouts[table], full, NO_ROWS, removed, NOTHING_GATHERED, tuple(dropped))
 
     def publish(self, shard, frames=(), marker=None):
-        batches = self.partitions.setdefault(shard, [])
+        frames, batches = tuple(frames), self.partitions.setdefault(shard, [])
         self.at += 1
-        batch = Batch(shard, len(batches) + 1, self.epoch, self.at, self.at - 0.5, tuple(frames), marker)
-        batches.append(batch)
-        return batch
+        total = batches[-1].total + batches[-1].records if batches else 0
+        records = sum(len(frame.full[0]) + len(frame.removed) for frame in frames)
+        # Offsets leave gaps, as where a shard was started anew.
+        offset = 10 * len(batches) + 1
+        batches.append(Batch(offset, self.epoch, self.at, self.at - 0.5, records, total, marker, frames))
+        return batches[-1]
 
     def owned(self, shard, keys):
         return keys[self.owners[bucket_of(keys, len(self.owners))] == shard]
@@ -92,7 +96,8 @@ class Publisher:
             self.publish(shard, marker=Marker(version, step, float(step)))
 
     def positions(self):
-        return {shard: len(batches) + 1 for shard, batches in self.partitions.items()}
+        """Next offsets."""
+        return {shard: batches[-1].offset + 1 for shard, batches in self.partitions.items() if batches}
 
     def save(self, directory):
         """A checkpoint of the rows as they are served."""
