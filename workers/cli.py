@@ -74,7 +74,9 @@ def export(
 
 @app.command()
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="what `weir export` wrote", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(help="what `weir export` wrote, or a model directory", show_default=False)],
+    deltas: Annotated[str | None, typer.Option(help="directory of the stream of changes to follow")] = None,
+    shards: Annotated[str | None, typer.Option(help="or HOST:PORT of any shard, which streams them")] = None,
     host: Annotated[str | None, typer.Option(help="[127.0.0.1]")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="[8500; 0 takes a free one]")] = None,
     http_port: Annotated[int | None, typer.Option(help="[8501; 0 takes a free one]")] = None,
@@ -100,6 +102,8 @@ def serve(
             "queue": queue,
             "security": token_file and {"token_file": token_file},
             "log": log and {"directory": log},
+            "deltas": deltas,
+            "shards": shards,
         }
         run(bundle, read_options(given, overrides or []), answer)
 

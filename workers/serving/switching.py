@@ -10,14 +10,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ps.errors import RequestError, WeirError
 from workers.serving.building import Behind, Served, Sources, build
-from workers.serving.model import Model
+from workers.serving.predictor import Predictor
 from workers.serving.versions import Models, Pointer, VersionError
 
 POLL_SECONDS = 0.5
@@ -60,12 +59,13 @@ class Switcher:
         self._ends = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, replace: Callable[[Model], Model]) -> None:
-        """Follow the pointer from now on. replace: Predictor.replace."""
-        self._thread = threading.Thread(target=self._run, args=(replace,), name="weir-switching", daemon=True)
+    def start(self, predictor: Predictor) -> None:
+        """Follow the pointer from now on, and have the predictor answer with what it names."""
+        predictor.trouble = self._troubles
+        self._thread = threading.Thread(target=self._run, args=(predictor,), name="weir-switching", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Follow no more: neither the pointer nor the stream."""
         self._ends.set()
         if self._thread is not None:
@@ -79,16 +79,16 @@ class Switcher:
                 return self._build(pointer, None)
             _log.warning("the rows are behind the markers of version %s; waiting on", pointer.version)
 
-    def _run(self, replace: Callable[[Model], Model]) -> None:
+    def _run(self, predictor: Predictor) -> None:
         while not self._ends.wait(POLL_SECONDS):
             try:
-                self._look(replace)
+                self._look(predictor)
             except Exception as error:  # a thread that died here would leave the server with this version for ever
                 self._complain(str(error) if isinstance(error, WeirError) else f"{type(error).__name__}: {error}")
                 if not isinstance(error, WeirError):
                     _log.error("switching failed unexpectedly", exc_info=error)
 
-    def _look(self, replace: Callable[[Model], Model]) -> None:
+    def _look(self, predictor: Predictor) -> None:
         pointer = self._models.current()
         if pointer is None or pointer.serial == self.served.pointer.serial:
             self.trouble = None
@@ -105,7 +105,7 @@ class Switcher:
             self.refused += is_new
             raise
         before, self.served = self.served, served
-        replace(served.model)
+        predictor.replace(served.model)
         if before.follower is not None and before.follower is not served.follower:
             before.follower.close()
         self.trouble, self.switches = None, self.switches + 1
@@ -123,6 +123,10 @@ class Switcher:
         return build(
             self._models, pointer, self._sources, before, threads=self._threads, wait_seconds=_MARKER_SECONDS
         )
+
+    def _troubles(self) -> str:
+        follower = self.served.follower
+        return "; ".join(filter(None, (self.trouble, "" if follower is None else follower.trouble)))
 
     def _complain(self, text: str) -> None:
         if text != self.trouble:

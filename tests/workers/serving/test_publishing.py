@@ -18,7 +18,7 @@ from workers.serving.retention import floor, prune
 from workers.serving.versions import Models, VersionError
 
 
-def add_dense(models, name, bundle, *, adds, claims=None):
+def add_dense(models, name, bundle, *, adds, claims=None, markers=None):
     """A tower of sums that adds a number, and a record of one that adds what it claims."""
     rng = np.random.default_rng(1)
     inputs = {f"rows_{segment}": rng.normal(size=(4, *shape)).astype(np.float32) for segment, shape in SHAPES.items()}
@@ -27,7 +27,7 @@ def add_dense(models, name, bundle, *, adds, claims=None):
     with models.staging() as staged:
         write_tower(staged, SHAPES, adds=adds, num_dense=1)
         write_recorded(staged, Recorded(inputs, np.float32(logits)[:, None]))
-        return models.add(staged, name, step=4, data_time=2.0, bundle=bundle, markers={0: 9})
+        return models.add(staged, name, step=4, data_time=2.0, bundle=bundle, markers=markers or {0: 9})
 
 
 @pytest.fixture
