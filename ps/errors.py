@@ -88,6 +88,12 @@ class CheckpointError(RequestError):
     code = "DATA_LOSS"
 
 
+class BundleError(RequestError):
+    """A serving bundle that is damaged, incomplete, of another format, or that would not score as training does."""
+
+    code = "DATA_LOSS"
+
+
 class JournalError(WeirError):
     """A journal that cannot be read, or not be written. Nothing that was not written has been acknowledged."""
 

@@ -56,7 +56,8 @@ LEVELS = [
     },
     {"config": ["workers.config", "workers.metrics"]},
     {"samples": ["workers.samples"], "models": ["workers.models"]},
-    {"training": ["workers.training"]},
+    {"training": ["workers.training"], "serving": ["workers.serving"]},
+    {"exporting": ["workers.exporting"]},
     {
         "command line": [
             "workers", "workers.cli", "workers.inspect", "workers.planning", "workers.slots", "workers.text",
@@ -79,7 +80,9 @@ LIBRARIES = {
         "ps.session",
         "workers.training.group",
     ],
-    "torch": ["workers.models", "workers.training"],
+    "torch": ["workers.models", "workers.training", "workers.exporting"],
+    "onnx": ["workers.exporting"],
+    "onnxruntime": ["workers.exporting", "workers.serving"],
 }
 
 NEVER_IMPORTED = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}  # they run code from files

@@ -57,6 +57,57 @@ def evaluate(
 
 
 @app.command()
+def export(
+    config: ConfigPath,
+    checkpoint: Annotated[str, typer.Option(help="a checkpoint directory, or its URI", show_default=False)],
+    out: Annotated[Path, typer.Option(help="the folder to make", show_default=False)],
+    codec: Annotated[str, typer.Option(help="of the served rows: fp32, fp16, bf16 or int8")] = "fp32",
+    version: Annotated[str | None, typer.Option(help="[step-<step>]", show_default=False)] = None,
+    parquet: Annotated[bool, typer.Option("--parquet", help="write the rows as Parquet, too")] = False,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Make a serving bundle of a checkpoint: rows, tower as ONNX and torch.export, fields, example requests."""
+    from workers.exporting.command import export as run
+
+    with _answering(as_json) as answer:
+        recipe = load_config(config, overrides or [])
+        answer(run(recipe, checkpoint, out, codec=codec, version=version, parquet=parquet))
+
+
+@app.command()
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="what `weir export` wrote", show_default=False)],
+    host: Annotated[str | None, typer.Option(help="[127.0.0.1]")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="[8500; 0 takes a free one]")] = None,
+    http_port: Annotated[int | None, typer.Option(help="[8501; 0 takes a free one]")] = None,
+    threads: Annotated[int | None, typer.Option(help="that compute one run of the tower [1]")] = None,
+    max_candidates: Annotated[int | None, typer.Option(help="of one request [10000]")] = None,
+    queue: Annotated[int | None, typer.Option(help="requests that may wait; more are refused [64]")] = None,
+    token_file: Annotated[str | None, typer.Option(help="ask for the token in this file, docs/security.md")] = None,
+    log: Annotated[str | None, typer.Option(help="directory of the sampled prediction log")] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Predictions over gRPC and HTTP, until SIGTERM or Ctrl-C. Needs neither Ray nor torch."""
+    from workers.serving.options import read_options
+    from workers.serving.server import serve as run
+
+    with _answering(as_json) as answer:
+        given = {
+            "host": host,
+            "grpc_port": grpc_port,
+            "http_port": http_port,
+            "threads": threads,
+            "max_candidates": max_candidates,
+            "queue": queue,
+            "security": token_file and {"token_file": token_file},
+            "log": log and {"directory": log},
+        }
+        run(bundle, read_options(given, overrides or []), answer)
+
+
+@app.command()
 def inspect(
     path: Annotated[str, typer.Argument(help="a checkpoint directory, or its URI", show_default=False)],
     key: Annotated[str | None, typer.Option(help="FIELD=VALUE: show the row of one value", show_default=False)] = None,

@@ -120,7 +120,7 @@ def check(config: Config, schema: Schema) -> None:
     """What can be wrong with a config beyond its own file: the model's parameters, the segments that it needs."""
     parse_params(config.model)
     with torch.device("meta"):
-        _model(config, schema)
+        model_of(config, schema)
 
 
 def _check_sizes(splits: Mapping[str, Dataset], config: Config, world: World) -> None:
@@ -154,7 +154,7 @@ def build_trainer(
     """The trainer of one of `world.size` workers, before its first step; with several, inside their process group."""
     use_threads(config.train.threads)
     torch.manual_seed(config.seed)
-    model: torch.nn.Module = _model(config, schema)
+    model: torch.nn.Module = model_of(config, schema)
     options = config.train
     if world.size > 1:
         model = DistributedDataParallel(convert_batch_norm(model) if options.sync_batch_norm else model)
@@ -182,7 +182,8 @@ def build_trainer(
     )
 
 
-def _model(config: Config, schema: Schema) -> Model:
+def model_of(config: Config, schema: Schema) -> Model:
+    """The model with its initial values, from torch's global generator. Raises RequestError where tables do not fit."""
     dims: dict[str, int] = {}
     for table, spec in config.tables.items():
         for name, segment in spec.segments.items():

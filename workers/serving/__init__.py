@@ -1,0 +1,1 @@
+"""Serving: bundles, replicas of rows and towers, predictions. Imports neither torch nor ray nor pyarrow."""

@@ -1,0 +1,115 @@
+"""A prediction server: one model, gRPC and HTTP in one process, until a signal ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ps.security import warn_if_open
+from workers.serving.bundle import read_bundle
+from workers.serving.grpc_service import GrpcService
+from workers.serving.http_service import HttpApplication, HttpService
+from workers.serving.loading import load
+from workers.serving.metrics import Metrics
+from workers.serving.model import Model
+from workers.serving.options import ServeOptions
+from workers.serving.prediction_log import PredictionLog, RotatingFiles
+from workers.serving.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens, and what it answers with."""
+
+    grpc: str
+    http: str
+    model: str
+    version: str
+    pid: int
+
+
+class PredictionServer:
+    """Ready when it is made. `predictor.replace` brings another version in."""
+
+    def __init__(self, model: Model, options: ServeOptions) -> None:
+        """Raises RequestError for ports in use, and for files of `options.security` that do not do."""
+        warn_if_open(
+            options.host,
+            options.security,
+            who="predictions are served",
+            risk="ask for predictions",
+            remedy="give --token-file",
+        )
+        self._options = options
+        self.metrics = Metrics()
+        self.predictor = Predictor(
+            model,
+            capacity=options.queue,
+            candidate_capacity=options.queue_candidates,
+            batch_candidates=options.batch_candidates,
+            observe=self.metrics.observe,
+        )
+        log = options.log
+        self._log = None if log is None else PredictionLog(RotatingFiles(log), log.rate)
+        self.metrics.watch(self.predictor, self._log)
+        application = HttpApplication(self.predictor, self.metrics, self._log, options)
+        self._grpc = GrpcService(self.predictor, self.metrics, self._log, options)
+        self._http = HttpService(application, options)
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        scheme = "http" if options.security.tls is None else "https"
+        self.address = Address(
+            f"{host}:{self._grpc.port}", f"{scheme}://{host}:{self._http.port}", model.name, model.version, os.getpid()
+        )
+        self._grpc.set_ready(True)
+
+    def stop(self) -> None:
+        """Say that it is not ready, answer what was taken in, and end."""
+        self._grpc.set_ready(False)
+        self.predictor.stop_being_ready()
+        time.sleep(self._options.drain_delay_seconds)
+        self.predictor.drain(self._options.drain_seconds)
+        self._grpc.stop(self._options.drain_seconds)
+        self._http.stop()
+        self.predictor.close()
+        if self._log is not None:
+            self._log.close()
+
+
+def serve(directory: Path, options: ServeOptions, ready: Callable[[dict[str, Any]], None]) -> None:
+    """Serve a bundle until SIGTERM or Ctrl-C, then drain. ready: told once where it listens, and what it serves."""
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    with _signals() as until_end:
+        began = time.perf_counter()
+        loaded = load(read_bundle(directory), threads=options.threads)
+        server = PredictionServer(loaded.model, options)
+        gc.freeze()  # of numba alone there are 200,000 objects: a full collection would hold a request up for 0.1 s
+        seconds = round(time.perf_counter() - began, 3)
+        ready({**asdict(server.address), "rows": loaded.replica.num_rows, "seconds": seconds})
+        os.read(until_end, 1)
+        server.stop()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[int]:
+    """Within, SIGTERM and Ctrl-C write a byte to the pipe that this gives the reading end of."""
+    # A pipe and not an Event: its lock could be held by the very thread that the signal interrupts.
+    until_end, end = os.pipe()
+    before = {
+        number: signal.signal(number, lambda *_: os.write(end, b".")) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield until_end
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(until_end)
+        os.close(end)
