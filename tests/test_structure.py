@@ -39,7 +39,7 @@ LEVELS = [
             "ps.pipe", "ps.request", "ps.schedule", "ps.shard", "ps.synchronous",
         ]
     },
-    {"replica": ["ps.following", "ps.replica", "ps.served", "ps.turns"]},
+    {"replica": ["ps.delta_folder", "ps.following", "ps.replica", "ps.served", "ps.turns"]},
     {"server": ["ps.member", "ps.metrics", "ps.process", "ps.server", "ps.work"]},
     {
         "client": [
