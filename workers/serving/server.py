@@ -67,22 +67,22 @@ class PredictionServer:
         self._log = None if log is None else PredictionLog(RotatingFiles(log), log.rate)
         self.metrics.watch(self.predictor, self._log)
         application = HttpApplication(self.predictor, self.metrics, self._log, options)
-        self._grpc = GrpcService(self.predictor, self.metrics, self._log, options)
+        self.grpc = GrpcService(self.predictor, self.metrics, self._log, options)
         self._http = HttpService(application, options)
         host = f"[{options.host}]" if ":" in options.host else options.host
         scheme = "http" if options.security.tls is None else "https"
         self.address = Address(
-            f"{host}:{self._grpc.port}", f"{scheme}://{host}:{self._http.port}", model.name, model.version, os.getpid()
+            f"{host}:{self.grpc.port}", f"{scheme}://{host}:{self._http.port}", model.name, model.version, os.getpid()
         )
-        self._grpc.set_ready(True)
+        self.grpc.set_ready(True)
 
     def stop(self) -> None:
         """Say that it is not ready, answer what was taken in, and end."""
-        self._grpc.set_ready(False)
+        self.grpc.set_ready(False)
         self.predictor.stop_being_ready()
         time.sleep(self._options.drain_delay_seconds)
         self.predictor.drain(self._options.drain_seconds)
-        self._grpc.stop(self._options.drain_seconds)
+        self.grpc.stop(self._options.drain_seconds)
         self._http.stop()
         self.predictor.close()
         if self._log is not None:
