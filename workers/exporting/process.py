@@ -30,9 +30,8 @@ def export_apart(config: Config, checkpoint: Path, out: Path, *, version: str, t
         "version": version,
         "template": str(template),
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "workers.exporting.process"], input=json.dumps(request), capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "workers.exporting.process"]
+    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise BundleError(f"the export of {checkpoint} failed: {said[-1]}")
@@ -52,9 +51,7 @@ def _main() -> None:
     schema, inputs = Schema(config), tower_inputs(config)
     rows = {name: np.zeros((3, len(each.fields), each.dim), np.float32) for name, each in inputs.items()}
     template.parent.mkdir(parents=True, exist_ok=True)
-    write_template(
-        model_of(config, schema), TowerInputs(rows, np.zeros((3, len(schema.dense)), np.float32)), template
-    )
+    write_template(model_of(config, schema), TowerInputs(rows, np.zeros((3, len(schema.dense)), np.float32)), template)
     export(config, request["checkpoint"], request["out"], codec=codec, version=request["version"])
 
 

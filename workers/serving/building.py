@@ -1,4 +1,4 @@
-"""A version of a model directory becomes a model that answers: rows, as the version has them or as they go on, and tower.
+"""A version of a model directory becomes a model that answers: rows, as it has them or as they go on, and tower.
 
 What is there already is used: a tower that goes with the rows that serve is loaded beside them. Other rows are built in
 a replica of their own, while the ones that serve go on, so memory holds both until the old ones are let go.
@@ -17,7 +17,7 @@ from ps.following import Follower, Source
 from ps.replica import Replica
 from workers.serving.bundle import Bundle, read_bundle
 from workers.serving.fitting import check_tower
-from workers.serving.loading import example_sample, load, make_model
+from workers.serving.loading import example_sample, load
 from workers.serving.manifest import TOWER_FILE
 from workers.serving.model import Model
 from workers.serving.recorded import read_recorded
@@ -44,7 +44,13 @@ class Behind(VersionError):
 
 
 def build(
-    models: Models, pointer: Pointer, sources: Sources | None, before: Served | None, *, threads: int, wait_seconds: float
+    models: Models,
+    pointer: Pointer,
+    sources: Sources | None,
+    before: Served | None,
+    *,
+    threads: int,
+    wait_seconds: float,
 ) -> Served:
     """The version that a pointer names, ready to answer. before: what serves now. threads: of one run of the tower.
     wait_seconds: for rows that go on to come to the version's markers.
@@ -55,9 +61,7 @@ def build(
     version = models.version(pointer.version)
     bundle = read_bundle(models.bundle_path(version))
     if sources is None and version.is_dense:
-        raise VersionError(
-            f"version {version.name!r} stands on a stream of changes: say where it is, --deltas DIRECTORY or --shards ADDRESS"
-        )
+        raise VersionError(f"version {version.name!r} stands on a stream of changes: where is it? --deltas or --shards")
     # Rows that stay as they are never go on again: they would not be those of their version while another is built.
     if before is not None and before.version.bundle == version.bundle and not (pointer.pinned or before.pointer.pinned):
         model, replica, follower = before.model, before.replica, before.follower
@@ -88,7 +92,9 @@ def _advance(replica: Replica, source: Source, markers: Mapping[int, int]) -> No
         positions, moved_at = replica.positions, time.monotonic()
         while not follower.wait_until_stopped(1.0):
             if follower.needs_bundle:
-                raise VersionError(f"the stream has not all changes up to the version's markers any more: {follower.trouble}")
+                raise VersionError(
+                    f"the stream has not all changes up to the version's markers any more: {follower.trouble}"
+                )
             if positions != (positions := replica.positions):
                 moved_at = time.monotonic()
             if time.monotonic() - moved_at > _STALLED_SECONDS:
@@ -100,7 +106,9 @@ def _advance(replica: Replica, source: Source, markers: Mapping[int, int]) -> No
 def _await(replica: Replica, version: Version, seconds: float) -> None:
     behind = {partition: offset + 1 for partition, offset in (version.markers or {}).items()}
     if not replica.wait_until(behind, seconds):
-        raise Behind(f"the rows have not come to the markers of version {version.name!r} after {seconds:g} s; waiting on")
+        raise Behind(
+            f"the rows have not come to the markers of version {version.name!r} after {seconds:g} s; waiting on"
+        )
 
 
 def _with_tower(models: Models, bundle: Bundle, version: Version, model: Model, threads: int) -> Model:

@@ -36,7 +36,7 @@ def check_schema(current: Bundle, new: Bundle, *, serving: str) -> None:
             name = differ[0]
             raise VersionError(
                 f"version {new.version!r} answers other requests than {serving!r}, which serves: {what}.{name} is "
-                f"{found.get(name, 'missing')}, not {old.get(name, 'missing')}; --force-schema publishes it all the same"
+                f"{found.get(name, 'missing')}, not {old.get(name, 'missing')}; --force-schema publishes it anyway"
             )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from ps.errors import BundleError
@@ -86,7 +88,7 @@ def check_examples(bundle: Bundle, model: Model) -> float:
 
 def example_sample(bundle: Bundle, model: Model) -> Sample:
     """The bundle's examples as one request. Raises BundleError."""
-    columns = bundle.examples().get("columns")
+    columns: Any = bundle.examples().get("columns")
     try:
         count = len(next(iter(columns.values())))
         read = {name: from_json(f"candidates.{name}", columns[name]) for name in model.features.columns}

@@ -98,7 +98,9 @@ class _PredictorCollector(Collector):
         if (age := model.age_seconds()) is not None:
             yield GaugeMetricFamily("weir_serving_data_age_seconds", "Age of what the rows know of", age)
         yield GaugeMetricFamily("weir_serving_ready", "Whether requests are taken", int(predictor.is_ready))
-        yield GaugeMetricFamily("weir_serving_trouble", "Whether something else should answer", bool(predictor.trouble()))
+        yield GaugeMetricFamily(
+            "weir_serving_trouble", "Whether something else should answer", bool(predictor.trouble())
+        )
         if self._log is not None:
             records = CounterMetricFamily("weir_serving_log_records", "Records of the log", labels=["outcome"])
             records.add_metric(["written"], self._log.num_written)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from workers.serving.bundle import BundleError, read_bundle
+from ps.errors import BundleError
+from workers.serving.bundle import read_bundle
 from workers.serving.versions import Models, Version
 
 
@@ -14,8 +15,8 @@ def kept(versions: Iterable[Version], current: str | None, previous: str | None,
     """
     known = {version.name: version for version in versions}
     newest = sorted(known.values(), key=lambda version: version.number)[-keep:]
-    names = {version.name for version in newest} | ({current, previous} & known.keys())
-    return names | {known[name].bundle for name in names if name is not None}
+    names = {version.name for version in newest} | {name for name in (current, previous) if name in known and name}
+    return names | {known[name].bundle for name in names}
 
 
 def prune(models: Models, keep: int) -> list[str]:

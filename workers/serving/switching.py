@@ -27,8 +27,8 @@ _log = logging.getLogger("weir.serving")
 
 @dataclass(frozen=True)
 class Switch:
-    """seconds: from the pointer's change being seen to the first answer. bytes_before, bytes_peak: memory of the process
-    when it began, and at most while it lasted.
+    """seconds: from the pointer's change being seen to the first answer. bytes_before, bytes_peak: memory of the
+    process when it began, and at most while it lasted.
     """
 
     version: str
@@ -43,8 +43,8 @@ class Switcher:
     """
 
     def __init__(self, models: Models, sources: Sources | None, *, threads: int) -> None:
-        """Builds the current version, which takes a while. Raises what `build` raises, and VersionError where nothing was
-        published.
+        """Builds the current version, which takes a while. Raises what `build` raises, and VersionError where nothing
+        was published.
         """
         self._models, self._sources, self._threads = models, sources, threads
         pointer = models.current()
@@ -120,9 +120,7 @@ class Switcher:
         )
 
     def _build(self, pointer: Pointer, before: Served | None) -> Served:
-        return build(
-            self._models, pointer, self._sources, before, threads=self._threads, wait_seconds=_MARKER_SECONDS
-        )
+        return build(self._models, pointer, self._sources, before, threads=self._threads, wait_seconds=_MARKER_SECONDS)
 
     def _troubles(self) -> str:
         follower = self.served.follower

@@ -54,8 +54,8 @@ class VersionError(RequestError):
 @dataclass(frozen=True)
 class Version:
     """number: grows with every version that comes. bundle: the version that has the rows. markers: by partition, the
-    offset of the last batch that belongs to it; None for a bundle, whose rows are its own. created: Unix seconds. files:
-    crc32 by path, of those that are not a bundle's.
+    offset of the last batch that belongs to it; None for a bundle, whose rows are its own. created: Unix seconds.
+    files: crc32 by path, of those that are not a bundle's.
     """
 
     name: str
@@ -140,7 +140,9 @@ class Models:
             raise VersionError(f"{self.directory} has no version {name!r}; it has {known or 'none'}")
         found = _read(path, _VersionFile, "remove its folder, or publish it again under another name")
         if found.name != name:
-            raise VersionError(f"{path} is of version {found.name[:120]!r}; somebody renamed its folder: rename it back")
+            raise VersionError(
+                f"{path} is of version {found.name[:120]!r}; somebody renamed its folder: rename it back"
+            )
         check_name(found.bundle)
         if (found.markers is None) != (found.bundle == name):
             raise VersionError(f"{path}: markers and a bundle of another name go together; publish it again")
@@ -177,7 +179,14 @@ class Models:
             os.close(descriptor)
 
     def add(
-        self, staged: Path, name: str, *, step: int, data_time: float, bundle: str = "", markers: Mapping[int, int] | None
+        self,
+        staged: Path,
+        name: str,
+        *,
+        step: int,
+        data_time: float,
+        bundle: str = "",
+        markers: Mapping[int, int] | None,
     ) -> Version:
         """Make a version of a folder of `staging` whose files are complete. bundle: the version with its rows; default:
         itself. The pointer stays. Raises VersionError for a name that is taken.
@@ -204,7 +213,7 @@ class Models:
         with self.locked():
             self.version(name)
             before = self.current()
-            if before is not None and (before.version == name and not before.pinned or by_trainer and before.pinned):
+            if before is not None and (by_trainer if before.pinned else before.version == name):
                 return before
             history = () if before is None else (*(each for each in before.history if each != name), before.version)
             return self._point(before, Pointer(name, history=tuple(each for each in history if each != name)))
@@ -284,7 +293,9 @@ def check_files(folder: Path, version: Version) -> None:
         except OSError as error:
             raise VersionError(f"{path} cannot be read: {reason(error)}; publish another version") from error
         if found != crc:
-            raise VersionError(f"{path} was changed after it was written: its checksum differs; publish another version")
+            raise VersionError(
+                f"{path} was changed after it was written: its checksum differs; publish another version"
+            )
 
 
 def crc_of(path: Path) -> int:

@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 from ps.deltas.retention import keep
-from ps.errors import RequestError, WeirError
+from ps.errors import WeirError
 from workers.config import Config
 from workers.serving.bundle import read_bundle
 from workers.serving.fitting import check_tower
@@ -29,7 +30,7 @@ from workers.serving.manifest import TOWER_FILE
 from workers.serving.publishing import register
 from workers.serving.recorded import Recorded, write_recorded
 from workers.serving.retention import floor, prune
-from workers.serving.versions import Models, Version, VersionError
+from workers.serving.versions import Models, Version
 from workers.training.dense import save_dense
 from workers.training.lookup import RowLeaves
 from workers.training.position import write_position
@@ -114,18 +115,19 @@ class Publisher:
     def _begin(self, trainer: Trainer, data_time: float, started: float) -> None:
         step = trainer.position.step
         name = self._free_name(step)
+        write: Callable[[], Version]
         if self._bundle is None or self._num_towers >= self._options.bundle_every:
             directory = self._folder / name
             directory.mkdir(parents=True, exist_ok=True)
             save_dense(directory, trainer.scorer.bare_model, trainer.optimizer)
             write_position(directory, trainer.position, trainer.training_seconds, None)
             saving = trainer.client.start_save(str(directory.absolute()))
-            write = lambda: self._write_bundle(name, directory, saving.wait)  # noqa: E731
+            write = partial(self._write_bundle, name, directory, saving.wait)
         else:
             markers = trainer.client.mark(name, step=step, data_time=data_time)
             model = copy.deepcopy(trainer.scorer.bare_model).eval()
             bundle, inputs = self._bundle, self._inputs(trainer)
-            write = lambda: self._write_tower(name, bundle, model, inputs, markers, step, data_time)  # noqa: E731
+            write = partial(self._write_tower, name, bundle, model, inputs, markers, step, data_time)
         paused = time.perf_counter() - started
 
         def run() -> None:
@@ -133,7 +135,7 @@ class Publisher:
             try:
                 version = write()
                 self._serve(version)
-            except (WeirError, OSError) as error:
+            except Exception as error:  # whatever it is, training goes on
                 self._fail(error)
                 return
             what = f"the tower, on the rows of {version.bundle}" if version.is_dense else "rows and tower"
@@ -178,9 +180,7 @@ class Publisher:
             fill_template(self._template, weights, staged / TOWER_FILE)
             check_tower(staged, recorded)
             write_recorded(staged, recorded)
-            version = self._models.add(
-                staged, name, step=step, data_time=data_time, bundle=bundle, markers=markers
-            )
+            version = self._models.add(staged, name, step=step, data_time=data_time, bundle=bundle, markers=markers)
         self._num_towers += 1
         return version
 
@@ -219,7 +219,7 @@ class Publisher:
 
     def _fail(self, error: Exception) -> None:
         self.failed += 1
-        self._lines.append(f"a version was not published: {error}; training goes on")
+        self._lines.append(f"a version was not published: {str(error) or type(error).__name__}; training goes on")
 
     def _join(self) -> None:
         if self._writing is not None:

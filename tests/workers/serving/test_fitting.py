@@ -38,7 +38,9 @@ def test_the_same_requests_fit(bundle):
     ],
 )
 def test_other_requests_are_refused(bundle, changes, said):
-    with pytest.raises(VersionError, match=rf"'step-3' answers other requests than 'now', which serves: {said}; --force"):
+    with pytest.raises(
+        VersionError, match=rf"'step-3' answers other requests than 'now', which serves: {said}; --force"
+    ):
         check_schema(bundle, changed(bundle, **changes), serving="now")
 
 
@@ -60,7 +62,7 @@ def test_a_tower_is_compared_with_what_was_recorded(folder):
     found = read_recorded(folder)
     assert found.inputs["rows_linear"].tobytes() == recorded().inputs["rows_linear"].tobytes()
     assert check_tower(folder, found) < 1e-6
-    with pytest.raises(VersionError, match="scores its recorded examples otherwise than training did, by 0.2"):
+    with pytest.raises(VersionError, match=r"scores its recorded examples otherwise than training did, by 0\.2"):
         check_tower(folder, recorded(adds=4.0))
     with pytest.raises(VersionError, match="by nan"):
         check_tower(folder, recorded(adds=np.nan))

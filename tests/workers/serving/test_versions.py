@@ -203,7 +203,7 @@ def test_a_live_writer_is_left_alone(models):
 
 def test_a_lock_that_is_never_let_go_is_said(models, monkeypatch):
     monkeypatch.setattr("workers.serving.versions.LOCK_SECONDS", 0.1)
-    with models.locked(), pytest.raises(VersionError, match="another process has held .*LOCK for 0.1 s"):
+    with models.locked(), pytest.raises(VersionError, match=r"another process has held .*LOCK for 0\.1 s"):
         Models(models.directory).publish("first")
     assert models.current() is None
     assert os.listdir(models.directory / "versions")

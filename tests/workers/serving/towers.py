@@ -14,9 +14,7 @@ def write_tower(folder: Path, segments: dict[str, tuple[int, int]], *, adds: flo
         helper.make_tensor_value_info(f"rows_{name}", TensorProto.FLOAT, ["n", *shape])
         for name, shape in segments.items()
     ]
-    nodes = [
-        helper.make_node("ReduceSum", [f"rows_{name}", "both"], [f"sum_{name}"], keepdims=0) for name in segments
-    ]
+    nodes = [helper.make_node("ReduceSum", [f"rows_{name}", "both"], [f"sum_{name}"], keepdims=0) for name in segments]
     sums = [f"sum_{name}" for name in segments]
     if num_dense:
         inputs.append(helper.make_tensor_value_info("dense", TensorProto.FLOAT, ["n", num_dense]))
