@@ -1,8 +1,8 @@
 """The gRPC shell of a shard: receives messages, hands them to the thread of work, carries errors over as statuses.
 
 A sync server with a pool of threads. Each message holds a thread until its answer is there, and so do those that wait
-for other ranks of their group: there are threads for a full queue, for a full group, and a few more, so that status
-always answers.
+for other ranks of their group: there are threads for a full queue, for a full group, for streams of deltas, and a few
+more, so that status always answers.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NoReturn
 
 import grpc
 
-from ps.errors import METADATA_KEY, NotAllowedError, RequestError, WeirError, to_wire
+from ps.errors import METADATA_KEY, NotAllowedError, OverloadedError, RequestError, WeirError, to_wire
 from ps.member import Member
 from ps.memory_limits import Threshold, thresholds_here
 from ps.metrics import Metrics
@@ -31,6 +31,7 @@ from ps.work import DEFAULT_CAPACITY, WorkThread
 
 _MAX_DETAILS_BYTES = 6000  # as they travel; gRPC drops a status of more than 8 KiB of metadata
 _SPARE_THREADS = 8
+_MAX_STREAMS = 64  # of deltas at a time; each holds a thread
 _log = logging.getLogger("weir.server")
 
 
@@ -63,7 +64,7 @@ class ShardServer:
         made = shard(self.metrics.observe)  # before anybody can connect: one that recovers takes its time
         self.metrics_address = ""
         self._server = grpc.server(
-            ThreadPoolExecutor(capacity + MAX_WORLD + _SPARE_THREADS, thread_name_prefix="weir-grpc"),
+            ThreadPoolExecutor(capacity + MAX_WORLD + _SPARE_THREADS + _MAX_STREAMS, thread_name_prefix="weir-grpc"),
             interceptors=[] if token is None else [_Gate(token, self.metrics)],
             options=[
                 ("grpc.max_receive_message_length", limits.max_message_bytes),
@@ -143,6 +144,7 @@ class _Servicer:
 
     def __init__(self, server: ShardServer, max_message_bytes: int) -> None:
         self._server, self._max_bytes = server, max_message_bytes
+        self._streams = threading.BoundedSemaphore(_MAX_STREAMS)
 
     def handlers(self) -> Any:
         methods: tuple[Callable[[bytes], Any], ...] = (
@@ -153,18 +155,18 @@ class _Servicer:
             self.status,
             self.give,
             self.take,
+            self.mark,
         )
         if self._server.member is not None:
             methods += (self.pair, self.replicate)
-        return grpc.method_handlers_generic_handler(
-            "weir.v1.Shard",
-            {
-                method.__name__.capitalize(): grpc.unary_unary_rpc_method_handler(
-                    partial(_answer, method), response_serializer=lambda reply: reply.SerializeToString()
-                )
-                for method in methods
-            },
-        )
+        made = {
+            method.__name__.capitalize(): grpc.unary_unary_rpc_method_handler(
+                partial(_answer, method), response_serializer=_serialize
+            )
+            for method in methods
+        }
+        made["Deltas"] = grpc.unary_stream_rpc_method_handler(self.deltas, response_serializer=_serialize)
+        return grpc.method_handlers_generic_handler("weir.v1.Shard", made)
 
     def execute(self, data: bytes) -> pb.Reply:
         try:
@@ -194,6 +196,19 @@ class _Servicer:
     def take(self, data: bytes) -> pb.TakeReply:
         return self._server.work.take(read_control(pb.TakeRequest(), data, self._max_bytes)).result()
 
+    def mark(self, data: bytes) -> pb.MarkReply:
+        return self._server.work.mark(read_control(pb.MarkRequest(), data)).result()
+
+    def deltas(self, data: bytes, context: grpc.ServicerContext) -> Iterator[pb.DeltasReply]:
+        if not self._streams.acquire(blocking=False):
+            _abort(context, OverloadedError(f"{_MAX_STREAMS} replicas follow this shard; read its files, or wait"))
+        try:
+            yield from self._server.work.deltas(read_control(pb.DeltasRequest(), data), context.is_active)
+        except Exception as error:
+            _abort(context, error)
+        finally:
+            self._streams.release()
+
     def status(self, data: bytes) -> pb.StatusReply:
         request = read_control(pb.StatusRequest(), data)
         reply = self._server.work.status(wants_buckets=request.wants_buckets)
@@ -221,6 +236,11 @@ def _credentials(security: SecurityOptions) -> grpc.ServerCredentials | None:
     return grpc.ssl_server_credentials(
         [(identity.key, identity.certificate)], identity.authority, security.tls.require_client_certificate
     )
+
+
+def _serialize(reply: Any) -> bytes:
+    data: bytes = reply.SerializeToString()
+    return data
 
 
 def _token_of(metadata: Any) -> str | bytes | None:
