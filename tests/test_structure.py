@@ -43,8 +43,8 @@ LEVELS = [
     {"server": ["ps.member", "ps.metrics", "ps.process", "ps.server", "ps.work"]},
     {
         "client": [
-            "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.messages", "ps.pusher", "ps.resharding",
-            "ps.rounds", "ps.saving", "ps.sending", "ps.tally", "ps.unsettled",
+            "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.marking", "ps.messages", "ps.pusher",
+            "ps.resharding", "ps.rounds", "ps.saving", "ps.sending", "ps.tally", "ps.unsettled",
         ]
     },
     {
