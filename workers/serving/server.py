@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ps.security import warn_if_open
+from workers.readiness import make_ready
 from workers.serving.bundle import read_bundle
 from workers.serving.grpc_service import GrpcService
 from workers.serving.http_service import HttpApplication, HttpService
@@ -91,7 +91,7 @@ def serve(directory: Path, options: ServeOptions, ready: Callable[[dict[str, Any
         began = time.perf_counter()
         loaded = load(read_bundle(directory), threads=options.threads)
         server = PredictionServer(loaded.model, options)
-        gc.freeze()  # of numba alone there are 200,000 objects: a full collection would hold a request up for 0.1 s
+        make_ready()
         seconds = round(time.perf_counter() - began, 3)
         ready({**asdict(server.address), "rows": loaded.replica.num_rows, "seconds": seconds})
         os.read(until_end, 1)
