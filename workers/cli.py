@@ -109,12 +109,12 @@ def serve(
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="a checkpoint directory, or its URI", show_default=False)],
+    path: Annotated[str, typer.Argument(help="a bundle, a checkpoint directory, or its URI", show_default=False)],
     key: Annotated[str | None, typer.Option(help="FIELD=VALUE: show the row of one value", show_default=False)] = None,
     slots: Slots = False,
     as_json: Json = False,
 ) -> None:
-    """What a checkpoint holds: tables, rows, bytes, slots; verifies checksums; or one row."""
+    """What a checkpoint or a bundle holds: tables, rows, bytes, slots; verifies checksums; or one row."""
     from workers.inspect import inspect as run
     from workers.slots import shown
 

@@ -64,6 +64,12 @@ def train(config: Config, *, local: bool = False) -> dict[str, Any]:
 
 def evaluate(config: Config, checkpoint: Path, *, local: bool = False) -> dict[str, Any]:
     """Metrics of a checkpoint on the test split."""
+    found, predictions = predictions_of(config, checkpoint, local=local)
+    return {**_tested(found, predictions, config), "checkpoint": str(checkpoint)}
+
+
+def predictions_of(config: Config, checkpoint: Path, *, local: bool = False) -> tuple[dict[str, float], Predictions]:
+    """Metrics of a checkpoint on the test split, and the predictions behind them."""
     schema = Schema(config)
     check(config, schema)
     splits = open_splits(config)
@@ -75,8 +81,7 @@ def evaluate(config: Config, checkpoint: Path, *, local: bool = False) -> dict[s
         with Reporter(None, quiet=True) as reporter:
             trainer = build_trainer(config, schema, splits, client, run, reporter, World())
             trainer.restore(checkpoint, weights_only=True, mapping=config.checkpoint.mapping)
-            found, predictions = trainer.evaluate("test")
-    return {**_tested(found, predictions, config), "checkpoint": str(checkpoint)}
+            return trainer.evaluate("test")
 
 
 def work(
