@@ -1,10 +1,11 @@
 """Rows for serving: those of a checkpoint in the serving codec, kept up with batches of a delta stream. Read-only for
 its users.
 
-A batch is applied when it is there to its end, in the order of its partition; one that was applied before is passed by,
-and one that leaves a gap is refused. `positions` says how far each partition got, and moves when a whole batch is in.
-Of each bucket the greatest routing epoch counts that rows came with: what the owner before still sent is passed by. So
-replaying partitions from any earlier positions, in any interleaving, ends at the same rows.
+A batch (ps/deltas/batches.py) is applied when it is there to its end, in the order of its partition; one that was
+applied before is passed by, and one that leaves a gap is refused. `positions` says how far each partition got, and
+moves when a whole batch is in. Of each bucket the greatest routing epoch counts that rows came with: what the owner
+before still sent is passed by. So replaying all partitions from any earlier cut, in any interleaving, ends at the same
+rows.
 
 Readers see every row whole. What a reader sees of a batch while it is applied: ps/served.py.
 """
@@ -23,6 +24,7 @@ import numpy as np
 
 from ps.chain import live_records
 from ps.checkpoint import read_manifest
+from ps.deltas.batches import Batch, Marker
 from ps.errors import DeltaError, RequestError
 from ps.journal.frames import RowsFrame
 from ps.keys import bucket_of
@@ -32,51 +34,22 @@ from ps.turns import Turns
 from ps.types import Keys, Rows
 
 
-@dataclass(frozen=True)
-class Marker:
-    """Rows of this version are complete. data_time: seconds since 1970 up to which its samples were trained."""
-
-    version: str
-    step: int
-    data_time: float
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Of one partition. number: its offset, from 1 without gaps. at, since: seconds since 1970 when it was closed, and
-    of its oldest change. frames: images of the serving layout.
-    """
-
-    partition: int
-    number: int
-    epoch: int
-    at: float
-    since: float
-    frames: tuple[RowsFrame, ...] = ()
-    marker: Marker | None = None
-
-
 class Lag(NamedTuple):
-    """seconds: the rows are complete as of so long ago, in the partition that is furthest behind. batches: that are
-    known to be there and are not applied, of all partitions.
+    """seconds: the rows are complete as of so long ago, in the partition that is furthest behind. records: rows and
+    keys that are known to be published and are not applied, of all partitions.
     """
 
     seconds: float
-    batches: int
+    records: int
 
 
 @dataclass
 class _Partition:
-    position: int  # the next offset
-    complete_at: float  # seconds since 1970: it has all that was published until then
-    end: int = 0  # the next offset of the source, as it said at heard_at
-    heard_at: float = 0.0
-
-    def caught_up(self, at: float = 0.0) -> None:
-        """It has what was published until `at`, and all that the source had when it was heard, where it got there."""
-        if self.position >= self.end:
-            at = max(at, self.heard_at)
-        self.complete_at = max(self.complete_at, at)
+    position: int  # all batches of lesser offsets are applied
+    total: int | None  # records of those; None: not known
+    complete_at: float  # unix seconds: it has all that was published until then
+    published: int = 0  # records, as far as known
+    is_retired: bool = False
 
 
 class Replica:
@@ -142,7 +115,7 @@ class Replica:
 
     @property
     def positions(self) -> dict[int, int]:
-        """By partition the next offset."""
+        """By partition the next offset: all before it is applied."""
         with self._progress:
             return {number: partition.position for number, partition in sorted(self._partitions.items())}
 
@@ -157,20 +130,12 @@ class Replica:
         return None if self._marker is None else self._marker.version
 
     def lag(self, now: float) -> Lag:
-        """now: seconds since 1970. The shards' clocks and this one are taken to agree."""
+        """now: unix seconds. The shards' clocks and this one are taken to agree."""
         with self._progress:
-            partitions = list(self._partitions.values())
+            partitions = [each for each in self._partitions.values() if not each.is_retired]
             oldest = min((each.complete_at for each in partitions), default=self._began_at)
-            return Lag(max(0.0, now - oldest), sum(max(0, each.end - each.position) for each in partitions))
-
-    def lag_seconds(self, now: float) -> float:
-        """As Lag has it."""
-        return self.lag(now).seconds
-
-    @property
-    def lag_batches(self) -> int:
-        """As Lag has it."""
-        return self.lag(self._began_at).batches
+            behind = (each.published - each.total for each in partitions if each.total is not None)
+            return Lag(max(0.0, now - oldest), sum(max(0, records) for records in behind))
 
     def wait_until(self, positions: Mapping[int, int], timeout_seconds: float | None = None) -> bool:
         """Block until all batches before these offsets are applied. False: they are not, after so long."""
@@ -179,12 +144,22 @@ class Replica:
                 lambda: all(self._position(number) >= least for number, least in positions.items()), timeout_seconds
             )
 
-    def heard(self, partition: int, end: int, at: float) -> None:
-        """A source said that `end` was its next offset, at a time in seconds since 1970."""
+    def heard(self, partition: int, *, at: float, is_end: bool, total: int | None = None) -> None:
+        """What a source said beside batches. is_end: at `at` (unix seconds), nothing stood behind what is applied.
+        total: records that the partition had then, as far as known.
+        """
         with self._progress:
             found = self._partition(partition)
-            found.end, found.heard_at = max(found.end, end), at
-            found.caught_up()
+            found.published, found.is_retired = max(found.published, total or 0), False
+            if is_end:
+                found.complete_at = max(found.complete_at, at)
+                found.total = total if found.total is None else found.total
+
+    def retire(self, partition: int) -> None:
+        """Its shard is gone, and others have published its buckets: its age counts no more."""
+        with self._progress:
+            if partition in self._partitions:
+                self._partitions[partition].is_retired = True
 
     # What changes it.
 
@@ -198,8 +173,8 @@ class Replica:
     ) -> int:
         """Take the rows of a checkpoint of the serving spec; returns how many. Into an empty replica.
 
-        positions: offsets that go on where the checkpoint ends; a partition that is not named begins at 1. marker: the
-        version that the rows are of. at: seconds since 1970 as of which the rows are complete; default: now. Raises
+        positions: next offsets where the checkpoint ends; of a partition that is not named all is read. marker: the
+        version that the rows are of. at: unix seconds as of which the rows are complete; default: now. Raises
         CheckpointError for files that cannot be read, RequestError for those of another spec, DeltaError for another
         layout.
         """
@@ -228,18 +203,23 @@ class Replica:
                 self._progress.notify_all()
         return num_rows
 
-    def apply(self, batch: Batch) -> bool:
+    def apply(self, batch: Batch, partition: int) -> bool:
         """Take a whole batch. False: it was applied before, and is passed by. Raises DeltaError, having changed
         nothing, for one that leaves a gap, and for rows of another layout.
         """
         with self._applying:
-            position = self._position(batch.partition)
-            if batch.number < position:
+            known = self._partitions.get(partition)
+            if known is not None and batch.offset < known.position:
                 self.num_passed_by += 1
                 return False
-            place = f"batch {batch.number} of partition {batch.partition}"
-            if batch.number > position:
-                raise DeltaError(f"{place} came, and {position} is the next one: read the partition from there")
+            place = f"the batch of offset {batch.offset} of partition {partition}"
+            # Offsets leave gaps of their own, records do not. Fewer than known: the shard's machine lost what it had
+            # written, and the shard publishes all of its rows again.
+            if known is not None and known.total is not None and batch.total > known.total:
+                raise DeltaError(
+                    f"{place} has {batch.total} records before it, {known.total} are here: read the partition from "
+                    f"offset {known.position} on"
+                )
             self._check(batch, place)
             chosen = self._chosen(batch)
             touched = list(self._by_table(batch))
@@ -247,9 +227,11 @@ class Replica:
             self._run(chain.from_iterable(table.shrinks() for table, _ in touched))
             self._remember_epoch(batch)
             with self._progress:
-                found = self._partition(batch.partition)
-                found.position = batch.number + 1
-                found.caught_up(batch.at)
+                found = self._partition(partition)
+                if found.total is not None and batch.total < found.total:
+                    found.published = 0
+                found.position, found.total = batch.offset + 1, batch.total + batch.records
+                found.complete_at = max(found.complete_at, batch.at)
                 if batch.marker is not None and (self._marker is None or batch.marker.step >= self._marker.step):
                     self._marker = batch.marker
                 self.num_applied += 1
@@ -257,7 +239,7 @@ class Replica:
             return True
 
     def _check(self, batch: Batch, place: str) -> None:
-        for frame in batch.frames:
+        for frame in batch.rows:
             if frame.table not in self._tables:
                 raise DeltaError(f"{place} has rows of table {frame.table!r}: start this replica from a newer bundle")
             table = self._tables[frame.table]
@@ -270,7 +252,7 @@ class Replica:
 
     def _by_table(self, batch: Batch) -> Iterator[tuple[ServedTable, list[RowsFrame]]]:
         for name, table in self._tables.items():
-            frames = [frame for frame in batch.frames if frame.table == name]
+            frames = [frame for frame in batch.rows if frame.table == name]
             if frames:
                 yield table, frames
 
@@ -281,7 +263,7 @@ class Replica:
     def _remember_epoch(self, batch: Batch) -> None:
         if batch.epoch <= self._epochs.min():
             return
-        for frame in batch.frames:
+        for frame in batch.rows:
             for keys in (frame.full[0], frame.removed):
                 buckets = bucket_of(keys, len(self._epochs))
                 self._epochs[buckets] = np.maximum(self._epochs[buckets], batch.epoch)
@@ -301,7 +283,7 @@ class Replica:
 
     def _position(self, partition: int) -> int:
         found = self._partitions.get(partition)
-        return 1 if found is None else found.position
+        return 0 if found is None else found.position
 
     def _partition(self, number: int) -> _Partition:
-        return self._partitions.setdefault(number, _Partition(1, self._began_at))
+        return self._partitions.setdefault(number, _Partition(0, None, self._began_at))

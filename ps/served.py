@@ -56,6 +56,7 @@ class ServedTable:
         self.image_bytes = self._rows.image_bytes
         self._turns, self._local = turns, threading.local()
         self._thinned: set[int] = set()  # buckets that lost rows
+        self.pull(np.zeros(1, np.uint64))  # so that no request waits for kernels to be compiled
 
     @property
     def num_rows(self) -> int:

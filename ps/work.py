@@ -265,6 +265,7 @@ class WorkThread:
             self._closed = True
             self._inbox.put(None)
         self._thread.join()
+        self.shard.outlet.close()
         if self.shard.journal is not None:
             self.shard.journal.close()
         with self._lock:
@@ -297,7 +298,7 @@ class WorkThread:
         idle = True
         while True:
             try:
-                event = self._inbox.get(block=idle)
+                event = self._inbox.get(idle, self.shard.outlet.idle_seconds if idle else None)
                 while True:
                     if event is None:
                         return
@@ -320,7 +321,7 @@ def open_shard(
     takes_over: end a process that still has the folder. fresh: drop what the folder has. Raises JournalError.
     """
     if folder is None:
-        return Shard(observe=observe)
+        return Shard(observe=observe, takes_over=takes_over)
     if not fresh and (kept := read_role(folder)).role:
         raise JournalError(
             f"the journal in {folder} is one of a pair ({kept.role} of term {kept.term}), and the other one may have "
@@ -338,7 +339,12 @@ def open_shard(
     if recovered is not None:
         what = (folder, recovered.num_updates, recovered.seconds)
         _log.warning("recovered from the journal in %s: %d updates replayed in %.1f s", *what)
-    return Shard(observe=observe, recovered=recovered, open_journal=lambda holding: Journal(folder, lock, holding))
+    return Shard(
+        observe=observe,
+        recovered=recovered,
+        open_journal=lambda holding: Journal(folder, lock, holding),
+        takes_over=takes_over,
+    )
 
 
 def _rooted(directory: str) -> str:

@@ -1,7 +1,7 @@
 """A replica: rows of a checkpoint and of batches, exactly; whole batches; convergence; reads beside changes."""
 
 import threading
-import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,14 +58,14 @@ def test_batches_older_ones_and_gaps():
         publisher.set("user", keys_from(start, start + 60))
     publisher.delete("user", keys_from(10, 20))
     first, second, third, fourth = publisher.partitions[0]
-    assert replica.apply(first)
-    assert not replica.apply(first)
-    with pytest.raises(DeltaError, match="batch 3 of partition 0 came, and 2 is the next one: read the partition from"):
-        replica.apply(third)
+    assert replica.apply(first, 0)
+    assert not replica.apply(first, 0)
+    with pytest.raises(DeltaError, match="has 120 records before it, 60 are here: read the partition from offset 2 on"):
+        replica.apply(third, 0)
     assert replica.positions == {0: 2}
     for batch in (second, third, second, fourth, first):
-        replica.apply(batch)
-    assert (replica.num_applied, replica.num_passed_by, replica.positions) == (4, 3, {0: 5})
+        replica.apply(batch, 0)
+    assert (replica.num_applied, replica.num_passed_by, replica.positions) == (4, 3, {0: fourth.offset + 1})
     publisher.assert_served_by(replica.pull)
     assert replica.pull("user", keys_from(10, 20))[1] == 10  # tombstones
     np.testing.assert_array_equal(
@@ -79,10 +79,10 @@ def test_what_does_not_fit_changes_nothing():
     other.layouts["user"] = "0" * 16  # as of a stream in another codec
     other.set("user", ALL_KEYS)
     with pytest.raises(DeltaError, match="rows of table 'user' in another layout than this replica serves"):
-        replica.apply(other.partitions[0][0])
+        replica.apply(other.partitions[0][0], 0)
     publisher.publish(0, [publisher.frame("user", dropped=[NUM_BUCKETS])])
     with pytest.raises(DeltaError, match="replaces a bucket that there is not"):
-        replica.apply(publisher.partitions[0][0])
+        replica.apply(publisher.partitions[0][0], 0)
     assert (replica.num_rows, replica.positions) == (0, {})
 
 
@@ -121,7 +121,7 @@ def test_a_bucket_that_is_replaced_has_its_rows_and_no_others():
         for key in keys[:1].tolist():
             del publisher.rows[frame.table][key]
     for batch in publisher.partitions[0]:
-        replica.apply(batch)
+        replica.apply(batch, 0)
     inside = np.isin(bucket_of(ALL_KEYS, NUM_BUCKETS), [1, 2, 3])
     wanted = {key for key in ALL_KEYS[inside].tolist() if key in publisher.rows["user"]}
     assert replica.pull("user", ALL_KEYS[inside])[1] == inside.sum() - len(wanted)
@@ -138,36 +138,34 @@ def test_the_owner_before_is_passed_by():
     publisher.delete("user", ALL_KEYS[300:])
     for shard in (2, 1):
         for batch in publisher.partitions[shard]:
-            replica.apply(batch)
+            replica.apply(batch, shard)
     for batch in before[0]:
-        assert replica.apply(batch)  # it moves the position, and no row
+        assert replica.apply(batch, 0)  # it moves the position, and no row
     publisher.assert_served_by(replica.pull)
     assert replica.pull("user", ALL_KEYS)[1] == 99
 
 
-def test_lag_and_versions():
+def test_versions_and_records_behind():
     publisher, replica = Publisher(shards=2), Publisher().replica()
     assert replica.version is None
     publisher.set("user", ALL_KEYS)
     publisher.mark("v1", step=10)
     publisher.set("user", ALL_KEYS)
-    first, mark, last = publisher.partitions[0]
-    other = publisher.partitions[1]
-    for batch in other:
-        replica.apply(batch)
-    replica.heard(1, 4, at=5000.0)
-    replica.heard(0, 4, at=5000.0)
-    assert replica.lag_batches == 3
-    assert not replica.wait_until({0: 2}, 0.01)
-    replica.apply(first)
-    assert replica.wait_until({0: 2}, 0.01)
-    assert replica.version == "v1"  # partition 1 had its marker
-    replica.apply(mark)
-    # Partition 0 is complete as of its last batch, and not as of when its source was heard.
-    now = time.time()
-    assert replica.lag(now).batches == 1
-    replica.apply(last)
-    assert replica.lag_batches == 0
+    publisher.mark("v2", step=20)
+    first, mark, last, newest = publisher.partitions[0]
+    replica.apply(first, 0)
+    replica.heard(0, at=5000.0, is_end=False, total=newest.total)
+    assert replica.lag(0.0).records == last.records
+    assert replica.version is None
+    assert not replica.wait_until({0: mark.offset + 1}, 0.01)
+    for batch in (mark, last, newest):
+        replica.apply(batch, 0)
+    assert replica.wait_until({0: newest.offset + 1}, 0.01)
+    assert (replica.version, replica.marker) == ("v2", newest.marker)
+    for batch in publisher.partitions[1][:3]:
+        replica.apply(batch, 1)
+    assert replica.version == "v2"  # the newest of all partitions
+    assert replica.lag(0.0).records == 0
 
 
 def test_age_is_that_of_the_partition_furthest_behind(tmp_path):
@@ -176,15 +174,35 @@ def test_age_is_that_of_the_partition_furthest_behind(tmp_path):
     replica.load(publisher.save(tmp_path), {0: 1, 1: 1}, at=500.0)
     assert replica.lag(600.0) == (100.0, 0)
     [zero], [one] = publisher.partitions.values()
-    replica.apply(zero)
-    assert replica.lag(zero.at + 600.0) == (zero.at + 100.0, 0)
-    replica.apply(one)
+    replica.apply(zero, 0)
+    assert replica.lag(zero.at).seconds == zero.at - 500.0  # of the other one
+    replica.apply(one, 1)
     assert replica.lag(one.at + 3.0).seconds == one.at + 3.0 - zero.at
-    replica.heard(0, 2, at=one.at + 50.0)
-    replica.heard(1, 2, at=one.at + 40.0)
+    replica.heard(0, at=one.at + 50.0, is_end=True, total=zero.records)
+    replica.heard(1, at=one.at + 40.0, is_end=True, total=one.records)
     assert replica.lag(one.at + 60.0) == (20.0, 0)
-    replica.heard(1, 5, at=one.at + 59.0)  # three batches that are not here
-    assert replica.lag(one.at + 60.0) == (20.0, 3)
+    replica.heard(1, at=one.at + 59.0, is_end=False, total=one.records + 30)
+    assert replica.lag(one.at + 60.0) == (20.0, 30)
+    replica.retire(1)
+    assert replica.lag(one.at + 60.0) == (10.0, 0)
+    assert replica.positions == {0: zero.offset + 1, 1: one.offset + 1}
+
+
+def test_a_machine_that_lost_what_it_had_published_publishes_all_again():
+    publisher, replica = Publisher(), Publisher().replica()
+    publisher.set("user", ALL_KEYS)
+    publisher.set("item", ALL_KEYS)
+    for batch in publisher.partitions[0]:
+        replica.apply(batch, 0)
+    lost = publisher.partitions[0].pop()
+    for key in ALL_KEYS[200:].tolist():
+        del publisher.rows["item"][key]
+    again = publisher.publish(0, publisher.whole(range(NUM_BUCKETS)))
+    again = replace(again, offset=lost.offset + 1000, total=lost.total)
+    assert replica.apply(again, 0)
+    publisher.assert_served_by(replica.pull)
+    assert replica.pull("item", ALL_KEYS)[1] == 199
+    assert replica.lag(again.at).records == 0
 
 
 OPERATIONS = st.lists(
@@ -229,23 +247,21 @@ def test_any_history_from_any_cut_and_any_earlier_one_ends_at_the_same_rows(tmp_
     replica = publisher.replica()
     replica.load(publisher.save(tmp_path_factory.mktemp("rows")), cuts[of_positions][0])
     publisher.rows = truth
+    begin = cuts[of_positions][0]
     ahead = {
-        shard: list(batches[cuts[of_positions][0].get(shard, 1) - 1 :])
+        shard: [batch for batch in batches if batch.offset >= begin.get(shard, 0)]
         for shard, batches in publisher.partitions.items()
     }
     while any(ahead.values()):
         shard = data.draw(st.sampled_from([shard for shard, batches in ahead.items() if batches]))
         for _ in range(data.draw(st.integers(1, 4))):
             if ahead[shard]:
-                replica.apply(ahead[shard].pop(0))
-        again = publisher.partitions[shard][: replica.positions[shard] - 1]
-        if again:
-            assert not replica.apply(data.draw(st.sampled_from(again)))
+                replica.apply(ahead[shard].pop(0), shard)
+        again = [batch for batch in publisher.partitions[shard] if batch.offset < replica.positions[shard]]
+        assert not replica.apply(data.draw(st.sampled_from(again)), shard)
     publisher.assert_served_by(replica.pull)
     assert replica.num_rows == sum(len(rows) for rows in truth.values())
-    assert {shard: at for shard, at in replica.positions.items() if at > 1} == {
-        shard: at for shard, at in publisher.positions().items() if at > 1
-    }
+    assert replica.positions == publisher.positions()
 
 
 def test_reads_beside_changes_see_whole_rows_and_no_moment_without_them():
@@ -259,7 +275,7 @@ def test_reads_beside_changes_see_whole_rows_and_no_moment_without_them():
     def images(count, version):
         return encoder.encode(np.full((count, 6), version, np.float32))
 
-    replica.apply(publisher.publish(0, [publisher.frame("user", keys, images(len(keys), 1))]))
+    replica.apply(publisher.publish(0, [publisher.frame("user", keys, images(len(keys), 1))]), 0)
 
     def read():
         rng, last = np.random.default_rng(threading.get_ident()), 0.0
@@ -282,8 +298,8 @@ def test_reads_beside_changes_see_whole_rows_and_no_moment_without_them():
             frames = [publisher.frame("user", keys, images(len(keys), version), dropped=range(NUM_BUCKETS))]
             if version % 2:  # these rows go with the next batch, which replaces the buckets without them
                 frames = [publisher.frame("user", keys, images(len(keys), version))]
-                replica.apply(publisher.publish(0, [publisher.frame("user", passing, images(len(passing), 0))]))
-            replica.apply(publisher.publish(0, frames))
+                replica.apply(publisher.publish(0, [publisher.frame("user", passing, images(len(passing), 0))]), 0)
+            replica.apply(publisher.publish(0, frames), 0)
     finally:
         end.set()
         for thread in threads:

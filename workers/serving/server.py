@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from workers.serving.model import Model
 from workers.serving.options import ServeOptions
 from workers.serving.prediction_log import PredictionLog, RotatingFiles
 from workers.serving.predictor import Predictor
+from workers.serving.signals import until_signal
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class PredictionServer:
 def serve(directory: Path, options: ServeOptions, ready: Callable[[dict[str, Any]], None]) -> None:
     """Serve a bundle until SIGTERM or Ctrl-C, then drain. ready: told once where it listens, and what it serves."""
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    with _signals() as until_end:
+    with until_signal() as until_end:
         began = time.perf_counter()
         loaded = load(read_bundle(directory), threads=options.threads)
         server = PredictionServer(loaded.model, options)
@@ -96,20 +95,3 @@ def serve(directory: Path, options: ServeOptions, ready: Callable[[dict[str, Any
         ready({**asdict(server.address), "rows": loaded.replica.num_rows, "seconds": seconds})
         os.read(until_end, 1)
         server.stop()
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[int]:
-    """Within, SIGTERM and Ctrl-C write a byte to the pipe that this gives the reading end of."""
-    # A pipe and not an Event: its lock could be held by the very thread that the signal interrupts.
-    until_end, end = os.pipe()
-    before = {
-        number: signal.signal(number, lambda *_: os.write(end, b".")) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield until_end
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(until_end)
-        os.close(end)
