@@ -60,11 +60,12 @@ LEVELS = [
     },
     {"config": ["workers.config", "workers.metrics"]},
     {"samples": ["workers.samples"], "models": ["workers.models"]},
-    {"training": ["workers.training"], "serving": ["workers.serving"]},
-    {"exporting": ["workers.exporting"]},
+    {"serving": ["workers.serving"]},
+    {"training": ["workers.training", "workers.exporting"]},
     {
         "command line": [
-            "workers", "workers.cli", "workers.inspect", "workers.planning", "workers.slots", "workers.text",
+            "workers", "workers.answering", "workers.cli", "workers.inspect", "workers.model_cli", "workers.planning",
+            "workers.slots", "workers.text",
         ]
     },
 ]  # fmt: skip

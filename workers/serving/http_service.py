@@ -142,7 +142,12 @@ class HttpApplication:
     async def _readyz(self, request: Request) -> Response:
         model = self._predictor.model
         is_ready = self._predictor.is_ready
-        state = {"ready": is_ready, "version": model.version, "data_age_seconds": model.age_seconds()}
+        state = {
+            "ready": is_ready,
+            "version": model.version,
+            "data_age_seconds": model.age_seconds(),
+            "trouble": self._predictor.trouble() or None,
+        }
         return _json(state, 200 if is_ready else 503)
 
     async def _metrics_text(self, request: Request) -> Response:

@@ -78,6 +78,8 @@ class Predictor:
         self._capacity, self._candidate_capacity = capacity, candidate_capacity
         self._batch_candidates, self._observe = batch_candidates, observe
         self.num_shed = self.num_late = self.num_runs = 0
+        # Why what answers is not what should: another version, or newer rows. Empty where it is.
+        self.trouble: Callable[[], str] = lambda: ""
         self._queue: deque[_Waiting] = deque()
         self._num_candidates = 0  # that wait
         self._num_taken = 0  # requests that are not answered yet
