@@ -50,6 +50,7 @@ from ps.spec import ClusterSpec, TableSpec
 from workers.config import Categorical
 from workers.exporting.tower import OPSET, TowerInputs, export_tower, logits_of
 from workers.models.registry import build_model
+from workers.readiness import make_ready
 from workers.serving.bundle import described_files, read_bundle, write_manifest
 from workers.serving.client import PredictionClient, encode
 from workers.serving.columns import decimal_texts
@@ -187,6 +188,7 @@ def inside(bundle: Path, num_rows: int, threads: int, rounds: int, scratch: Path
     loaded = load(read_bundle(bundle), threads=threads)
     results: dict[str, Any] = {"load_seconds": round(time.perf_counter() - began, 1), "rows": loaded.replica.num_rows}
     server = PredictionServer(loaded.model, ServeOptions(grpc_port=0, http_port=0, threads=threads))
+    make_ready()  # as `weir serve` does; the tower gains as much
     model, requests = loaded.model, Requests(num_rows, 1)
     sample = model.features.read(read_message(requests.packed(), NUM_CANDIDATES))
     rows, unknown = model.rows.pull("main", sample.tables["main"].keys)

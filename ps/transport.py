@@ -88,7 +88,7 @@ class GrpcTransport:
 
     def __init__(self, security: SecurityOptions | None = None) -> None:
         security = security or SecurityOptions()
-        self._metadata = token_metadata(read_token(security))
+        self.metadata = token_metadata(read_token(security))
         self._credentials = _credentials(security)
         self._max_bytes = security.limits.max_message_bytes
         self._options = (
@@ -106,7 +106,7 @@ class GrpcTransport:
     def send(self, address: str, method: Method, message: Any, timeout_seconds: float) -> Future[Any]:
         answer: Future[Any] = Future()
         try:
-            call = self._method(address, method).future(message, timeout=timeout_seconds, metadata=self._metadata)
+            call = self._method(address, method).future(message, timeout=timeout_seconds, metadata=self.metadata)
         except ValueError:  # a channel closed meanwhile
             answer.set_exception(ClosedError("the client was closed"))
             return answer
@@ -142,7 +142,7 @@ class GrpcTransport:
             if known is None:
                 channel = self._channels.get(address)
                 if channel is None:
-                    channel = self._channels[address] = self._open(address)
+                    channel = self._channels[address] = self.open(address)
                 make, reply = (
                     (channel.unary_stream, pb.DeltasReply)
                     if method == "Deltas"
@@ -155,7 +155,8 @@ class GrpcTransport:
                 )
             return known
 
-    def _open(self, address: str) -> grpc.Channel:
+    def open(self, address: str) -> grpc.Channel:
+        """A channel of its own, which the caller closes. Calls send `metadata` along."""
         if self._credentials is None:
             return grpc.insecure_channel(address, options=self._options)
         return grpc.secure_channel(address, self._credentials, options=self._options)
@@ -276,10 +277,10 @@ def _resolve(answer: Future[Any], done: Any, timeout_seconds: float) -> None:
     elif failure.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
         answer.set_exception(TimedOutError(f"no answer within {timeout_seconds:g} s"))
     else:
-        answer.set_exception(_error_of(failure))
+        answer.set_exception(error_of(failure))
 
 
-def _error_of(failure: Any) -> WeirError:
+def error_of(failure: Any) -> WeirError:
     """The class that the shard raised, or what a status of gRPC itself means."""
     name = next((value for key, value in failure.trailing_metadata() or () if key == METADATA_KEY), None)
     details = failure.details() or ""

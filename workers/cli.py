@@ -89,7 +89,7 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Predictions over gRPC and HTTP, until SIGTERM or Ctrl-C. Needs neither Ray nor torch."""
-    from workers.serving.options import read_options
+    from workers.serving.options import ServeOptions, read_options
     from workers.serving.server import serve as run
 
     with _answering(as_json) as answer:
@@ -105,7 +105,36 @@ def serve(
             "deltas": deltas,
             "shards": shards,
         }
-        run(bundle, read_options(given, overrides or []), answer)
+        run(bundle, read_options(given, overrides or [], ServeOptions), answer)
+
+
+@app.command()
+def replica(
+    bundle: Annotated[Path, typer.Argument(help="what `weir export` wrote", show_default=False)],
+    follow: Annotated[
+        str | None, typer.Option(help="host:port of a shard, or cluster.deltas.directory [nothing]", show_default=False)
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="[127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="[8600; 0 takes a free one]")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="of the Prometheus endpoint [a free one]")] = None,
+    threads: Annotated[int | None, typer.Option(help="calls that are answered at the same time [8]")] = None,
+    token_file: Annotated[str | None, typer.Option(help="ask for the token in this file, docs/security.md")] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Rows of a bundle by key over gRPC, kept up with a delta stream. Needs neither Ray nor torch."""
+    from workers.serving.options import ReplicaOptions, read_options
+    from workers.serving.row_replica import serve_rows as run
+
+    with _answering(as_json) as answer:
+        given = {
+            "host": host,
+            "port": port,
+            "metrics_port": metrics_port,
+            "threads": threads,
+            "security": token_file and {"token_file": token_file},
+        }
+        run(bundle, follow, read_options(given, overrides or [], ReplicaOptions), answer)
 
 
 @app.command()

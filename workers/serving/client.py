@@ -161,7 +161,8 @@ def _message_of(column: Column) -> pb.Column:
 
 def _error_of(error: grpc.RpcError) -> WeirError:
     """The error that the server raised, or what gRPC says instead of one."""
-    trailing: dict[str, Any] = dict(tuple(each) for each in error.trailing_metadata() or ())
+    metadata: Any = error.trailing_metadata() or ()
+    trailing = {key: value for key, value in metadata}  # noqa: C416
     code, details, name = error.code().name, error.details() or "", trailing.get(METADATA_KEY)
     if name is None and code in _OF_GRPC:
         return _OF_GRPC[code](details)

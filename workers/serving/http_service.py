@@ -170,6 +170,8 @@ class HttpService:
                 f"HTTP cannot listen on {options.host}:{options.http_port}: {error.strerror}; choose another "
                 "--http-port, or 0 for a free one"
             ) from error
+        # Accepted connections inherit it; asyncio sets it on sockets of its own making only.
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port = int(self._socket.getsockname()[1])
         needs_certificate = tls is not None and tls.require_client_certificate
         config = uvicorn.Config(

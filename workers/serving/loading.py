@@ -11,6 +11,7 @@ import numpy as np
 from ps.errors import BundleError
 from ps.replica import Replica
 from workers.serving.bundle import Bundle
+from workers.serving.bundled_rows import load_rows
 from workers.serving.columns import from_json
 from workers.serving.errors import MalformedError
 from workers.serving.features import Features, Sample
@@ -33,10 +34,7 @@ def load(bundle: Bundle, *, threads: int) -> Loaded:
     """Raises BundleError for a tower that does not fit, and for examples that are scored otherwise than by training;
     CheckpointError for damaged rows. threads: that compute one run of the tower.
     """
-    replica = Replica(bundle.training_spec, bundle.serving_spec)
-    manifest = bundle.manifest
-    at = manifest.data_time if 0 < manifest.data_time < manifest.created else manifest.created
-    replica.load(bundle.rows_directory, bundle.offsets, at=at)
+    replica = load_rows(bundle)
     model = make_model(bundle, replica, threads=threads)
     check_examples(bundle, model)
     return Loaded(model, replica)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -60,7 +60,22 @@ class ServeOptions(Spec):
         return self
 
 
-def read_options(given: dict[str, Any], overrides: Iterable[str] = ()) -> ServeOptions:
+class ReplicaOptions(Spec):
+    """How `weir replica` runs. host: loopback by default. port, metrics_port: 0 takes a free one. threads: calls that
+    are answered at the same time. security: of its own port, and of the shards that it follows.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8600, ge=0, le=65535)
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    threads: int = Field(default=8, ge=1, le=1024)
+    security: SecurityOptions = Field(default_factory=lambda: SecurityOptions.model_validate({}))
+
+
+Options = TypeVar("Options", bound=Spec)
+
+
+def read_options(given: dict[str, Any], overrides: Iterable[str], kind: type[Options]) -> Options:
     """given: of the command line, what is None is left out. overrides: of the form `security.tls.key=PATH`. Raises
     ConfigError.
     """
@@ -68,7 +83,7 @@ def read_options(given: dict[str, Any], overrides: Iterable[str] = ()) -> ServeO
     for override in overrides:
         set_value(data, override)
     try:
-        return ServeOptions.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        location, text = explain(error, ServeOptions, data)
+        location, text = explain(error, kind, data)
         raise ConfigError(f"{dotted(location)}: {text}" if location else text) from None

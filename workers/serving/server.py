@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any
 from ps.delta_folder import DeltaFolder
 from ps.following import Follower, Source
 from ps.security import warn_if_open
+from workers.readiness import make_ready
 from workers.serving.bundle import is_bundle, read_bundle
 from workers.serving.grpc_service import GrpcService
 from workers.serving.http_service import HttpApplication, HttpService
@@ -27,6 +25,7 @@ from workers.serving.model import Model
 from workers.serving.options import ServeOptions
 from workers.serving.prediction_log import PredictionLog, RotatingFiles
 from workers.serving.predictor import Predictor
+from workers.serving.signals import until_signal
 from workers.serving.switching import Switcher
 from workers.serving.versions import Models
 
@@ -94,7 +93,7 @@ def serve(directory: Path, options: ServeOptions, ready: Callable[[dict[str, Any
     it listens, and what it serves.
     """
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    with _signals() as until_end:
+    with until_signal() as until_end:
         began = time.perf_counter()
         sources, switcher, follower = sources_of(options), None, None
         if is_bundle(directory):
@@ -105,7 +104,7 @@ def serve(directory: Path, options: ServeOptions, ready: Callable[[dict[str, Any
             switcher = Switcher(Models(directory), sources, threads=options.threads)
             model, num_rows = switcher.served.model, switcher.served.replica.num_rows
         server = PredictionServer(model, options)
-        gc.freeze()  # of numba alone there are 200,000 objects: a full collection would hold a request up for 0.1 s
+        make_ready()
         if switcher is not None:
             server.metrics.watch_switches(switcher)
             switcher.start(server.predictor)
@@ -125,20 +124,3 @@ def sources_of(options: ServeOptions) -> Callable[[], Source] | None:
     if options.deltas is not None:
         return partial(DeltaFolder, options.deltas)
     return None
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[int]:
-    """Within, SIGTERM and Ctrl-C write a byte to the pipe that this gives the reading end of."""
-    # A pipe and not an Event: its lock could be held by the very thread that the signal interrupts.
-    until_end, end = os.pipe()
-    before = {
-        number: signal.signal(number, lambda *_: os.write(end, b".")) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield until_end
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(until_end)
-        os.close(end)

@@ -20,6 +20,7 @@ from workers.models.losses import loss as loss_of
 from workers.models.model import Model
 from workers.models.registry import build_model, parse_params
 from workers.models.sync_batch_norm import convert_batch_norm
+from workers.readiness import make_ready
 from workers.samples.batch import Batch
 from workers.samples.dataset import Dataset
 from workers.samples.open import open_splits
@@ -27,7 +28,7 @@ from workers.samples.schema import Schema
 from workers.training.cluster import open_cluster
 from workers.training.evaluation import Predictions
 from workers.training.metrics_endpoint import serving_metrics
-from workers.training.process import make_ready, use_threads
+from workers.training.process import use_threads
 from workers.training.progress import Reporter
 from workers.training.publisher import Publisher
 from workers.training.runs import Run, open_run
