@@ -91,7 +91,7 @@ class Shard:
         self._group_steps: deque[tuple[int, int]] = deque(maxlen=64)  # (generation, step) applied last
         if recovered is not None:
             self.adopt(recovered)
-        self._saves = Saves(self._add, self._answer)
+        self._saves = Saves(self._add, self._answer, lambda: self.outlet.next_offset)
         self._running: dict[Place, _Waiting] = {}  # messages of group steps that are being applied
         self._max_clients, self._max_idle_seconds = max_clients, max_idle_seconds
         self._expired_at = clock()
