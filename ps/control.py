@@ -112,6 +112,15 @@ def describe_status(status: pb.StatusReply) -> dict[str, Any]:
     }
 
 
+def describe(transport: Transport, addresses: Sequence[str]) -> list[dict[str, Any]]:
+    """Each shard's own account. Raises UnavailableError when one does not answer."""
+    found = statuses(transport, addresses)
+    for shard, (address, status) in enumerate(zip(addresses, found, strict=True)):
+        if status is None:
+            raise UnavailableError(f"shard {shard} at {address} does not answer; `weir status` shows the cluster")
+    return [describe_status(status) for status in found if status is not None]
+
+
 class StatusDirectory:
     """Finds the routing by asking the shards themselves, at the addresses known so far."""
 

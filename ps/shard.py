@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
 from ps.cut import ALL_ROWS, Mark, Saves, Sink
+from ps.deltas.batches import Marker
 from ps.deltas.outlet import Outlet
 from ps.errors import JournalError, RequestError, WeirError, WrongEpochError
 from ps.execution import execute, execute_group, is_new
@@ -255,6 +256,13 @@ class Shard:
             return num_rows
 
         self._add("alone", work(), lambda result, error: self._answer_update([answer], result, error))
+
+    def mark(self, marker: Marker, answer: Future[int]) -> None:
+        """Publish a version's marker behind all that has changed so far. `answer`: the offset of its batch."""
+        try:
+            self.outlet.mark(marker, answer)
+        except WeirError as error:
+            self._fail([answer], error)
 
     def run(self, mode: Mode, work: Callable[[Holding], Generator[None, None, T]], answer: Future[T]) -> None:
         """Run work on what the shard holds. `answer`: its result, once the journal has what it changed."""

@@ -47,8 +47,8 @@ LEVELS = [
     },
     {
         "client": [
-            "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.messages", "ps.pusher", "ps.resharding",
-            "ps.rounds", "ps.rows_client", "ps.saving", "ps.sending", "ps.tally", "ps.unsettled",
+            "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.marking", "ps.messages", "ps.pusher",
+            "ps.resharding", "ps.rounds", "ps.rows_client", "ps.saving", "ps.sending", "ps.tally", "ps.unsettled",
         ]
     },
     {
@@ -76,7 +76,6 @@ LIBRARIES = {
     "numba": ["ps.storage.kernels"],
     "llvmlite": ["ps.storage.kernels"],
     "grpc": [
-        "ps.delta_lines",
         "ps.grpc_shell",
         "ps.replica_service",
         "ps.rows_client",

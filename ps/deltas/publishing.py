@@ -54,6 +54,7 @@ class Publisher:
     ) -> None:
         """Begins with every owned bucket. run_job: as Shard has it. clock: seconds, monotonic. now: unix seconds."""
         self.writer, self.options, self.num_failed = writer, options, 0
+        self.shard = holding.shard
         self._holding, self._encoder, self._run_job = holding, encoder, run_job
         self._clock, self._now = clock, now
         self._opened: float | None = None  # when the window began, on the clock
