@@ -30,8 +30,8 @@ from ps.wire.reading import read_control, read_frames, read_request
 from ps.work import DEFAULT_CAPACITY, WorkThread
 
 _SPARE_THREADS = 8
-_MAX_STREAMS = 64  # of deltas at a time; each holds a thread
 _TOKEN_REMEDY = "set cluster.security.token_file to the file that the shards were started with"
+_MAX_STREAMS = 64  # of deltas at a time; each holds a thread
 
 
 class ShardServer:

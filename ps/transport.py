@@ -115,7 +115,7 @@ class GrpcTransport:
 
     def deltas(self, address: str, next_offset: int) -> Iterator[pb.DeltasReply]:
         try:
-            call = self._method(address, "Deltas")(pb.DeltasRequest(next_offset=next_offset), metadata=self._metadata)
+            call = self._method(address, "Deltas")(pb.DeltasRequest(next_offset=next_offset), metadata=self.metadata)
         except ValueError:
             raise ClosedError("the client was closed") from None
         try:
@@ -123,7 +123,7 @@ class GrpcTransport:
         except grpc.FutureCancelledError:
             raise ClosedError("the client was closed") from None
         except grpc.RpcError as error:
-            raise _error_of(error) from None
+            raise error_of(error) from None
         finally:
             call.cancel()
 

@@ -77,7 +77,6 @@ LIBRARIES = {
     "numba": ["ps.storage.kernels"],
     "llvmlite": ["ps.storage.kernels"],
     "grpc": [
-        "ps.delta_lines",
         "ps.grpc_shell",
         "ps.replica_service",
         "ps.rows_client",
