@@ -36,7 +36,7 @@ bench: .venv/.bench  ## every claim, at most three minutes each
 	set -e; for script in $(BENCHMARKS); do echo "$$script"; $(BIN)/python "$$script" --quick; done
 
 proto: .venv/.installed
-	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=ps/wire --pyi_out=ps/wire proto/weir.proto
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=ps/wire --pyi_out=ps/wire proto/*.proto
 
 clean:  ## caches and builds; .venv stays
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

@@ -46,8 +46,9 @@ from ps.placement import LocalCluster, journal_folder
 from ps.session import close_ray, open_ray
 from ps.transport import GrpcTransport
 from ps.work import open_shard
+from workers.readiness import make_ready
 from workers.samples.batch import Bags, Batch
-from workers.training.process import make_ready, use_threads
+from workers.training.process import use_threads
 
 PIECE_BYTES = 4 << 20
 MODES: dict[str, dict[str, Any]] = {

@@ -4,6 +4,7 @@ coordinator.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -53,6 +54,13 @@ def assign(transport: Transport, spec: ClusterSpec, routing: Routing, shards: Se
     call_all(transport, [routing.addresses[shard] for shard in chosen], "Assign", messages, ASSIGN_SECONDS)
 
 
+def first_epoch(spec: ClusterSpec) -> int:
+    """Of a cluster that begins. Where deltas are published unix milliseconds: who follows them takes rows of the
+    greatest epoch only, and an older cluster may have published in the same folder.
+    """
+    return 1 if spec.deltas is None else int(1000 * time.time())
+
+
 def first_routing(transport: Transport, spec: ClusterSpec, addresses: Sequence[str]) -> Routing:
     """The routing to assign to shards that were just started: equal ranges of buckets, or that which their journals
     had, at their addresses of now. Raises RequestError where these do not fit together.
@@ -60,7 +68,7 @@ def first_routing(transport: Transport, spec: ClusterSpec, addresses: Sequence[s
     found = statuses(transport, addresses, timeout_seconds=ASSIGN_SECONDS)
     known = {shard: status for shard, status in enumerate(found) if status is not None and status.cluster_spec}
     if not known:
-        return Routing.initial(spec.num_buckets, addresses)
+        return Routing.initial(spec.num_buckets, addresses, first_epoch(spec))
     newest = Routing.from_message(max(known.values(), key=lambda status: status.routing.epoch).routing)
     place = f"the journals in {spec.durability.directory}"
     if len(known) < len(addresses) or newest.num_shards != len(addresses):
@@ -111,6 +119,15 @@ def describe_status(status: pb.StatusReply) -> dict[str, Any]:
         "uptime_seconds": status.uptime_seconds,
         "metrics_address": status.metrics_address,
     }
+
+
+def describe(transport: Transport, addresses: Sequence[str]) -> list[dict[str, Any]]:
+    """Each shard's own account. Raises UnavailableError when one does not answer."""
+    found = statuses(transport, addresses)
+    for shard, (address, status) in enumerate(zip(addresses, found, strict=True)):
+        if status is None:
+            raise UnavailableError(f"shard {shard} at {address} does not answer; `weir status` shows the cluster")
+    return [describe_status(status) for status in found if status is not None]
 
 
 class StatusDirectory:

@@ -169,6 +169,7 @@ class Member:
         standby = self._standby
         assert standby is not None
         self._role = "taking over"  # from here on the old primary is refused
+        self._work.shard.outlet.takes_over = True
         if not request.predecessor_is_dead:
             self._outlast_lease(standby)
         self._keep(Kept(request.term, "primary"))

@@ -153,7 +153,7 @@ class Replica:
             found.published, found.is_retired = max(found.published, total or 0), False
             if is_end:
                 found.complete_at = max(found.complete_at, at)
-                found.total = found.total if total is None else total
+                found.total = total if found.total is None else found.total
 
     def retire(self, partition: int) -> None:
         """Its shard is gone, and others have published its buckets: its age counts no more."""

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from ps import checkpoint
 from ps.cut import Mark
+from ps.deltas.batches import Marker
 from ps.errors import CheckpointError, JournalError, OverloadedError, RequestError, UnavailableError, WrongEpochError
 from ps.giving import give, read_buckets
 from ps.holding import Holding
@@ -101,9 +102,8 @@ class WorkThread:
             raise WrongEpochError(
                 "this shard has no place in a cluster yet; it must be assigned, and restored if it had rows"
             )
+        self._check_leads()
         journal = self.shard.journal
-        if journal is not None:
-            journal.check_leads()
         checked = check_request(request, holding.spec, self._mappings, self._limits)
         if checked.is_update and journal is not None and (trouble := journal.trouble):
             self.num_overloaded += 1
@@ -229,6 +229,27 @@ class WorkThread:
 
         return self.run("update", work)
 
+    def mark(self, request: pb.MarkRequest) -> Future[pb.MarkReply]:
+        """Put a version's marker behind all that has changed so far. Raises RequestError where nothing is published."""
+        self._check_leads()
+        marker, reply = Marker(request.version, request.step, request.data_time), Future[pb.MarkReply]()
+        marked: Future[int] = self._submit(lambda answer: self.shard.mark(marker, answer))
+
+        marked.add_done_callback(lambda done: _reply(reply, done))
+        return reply
+
+    def deltas(self, request: pb.DeltasRequest, goes_on: Callable[[], bool]) -> Iterator[pb.DeltasReply]:
+        """The shard's delta stream, on the caller's thread. goes_on: whether it is still wanted. Raises what
+        ps.deltas.serving.replies_of raises, and WrongEpochError where another process may have this shard's place.
+        """
+        for reply in self.shard.outlet.replies(request.next_offset, goes_on):
+            self._check_leads()
+            yield reply
+
+    def _check_leads(self) -> None:
+        if self.shard.journal is not None:
+            self.shard.journal.check_leads()
+
     def _checked_buckets(self, data: bytes) -> BucketNumbers:
         buckets = read_buckets(data)
         if len(buckets) and not (int(buckets.min()) >= 0 and int(buckets.max()) < self._placed().spec.num_buckets):
@@ -267,6 +288,7 @@ class WorkThread:
             self._closed = True
             self._inbox.put(None)
         self._thread.join()
+        self.shard.outlet.close()
         if self.shard.journal is not None:
             self.shard.journal.close()
         with self._lock:
@@ -299,7 +321,7 @@ class WorkThread:
         idle = True
         while True:
             try:
-                event = self._inbox.get(block=idle)
+                event = self._inbox.get(idle, self.shard.outlet.idle_seconds if idle else None)
                 while True:
                     if event is None:
                         return
@@ -322,7 +344,7 @@ def open_shard(
     takes_over: end a process that still has the folder. fresh: drop what the folder has. Raises JournalError.
     """
     if folder is None:
-        return Shard(observe=observe)
+        return Shard(observe=observe, takes_over=takes_over)
     if not fresh and (kept := read_role(folder)).role:
         raise JournalError(
             f"the journal in {folder} is one of a pair ({kept.role} of term {kept.term}), and the other one may have "
@@ -340,7 +362,19 @@ def open_shard(
     if recovered is not None:
         what = (folder, recovered.num_updates, recovered.seconds)
         _log.warning("recovered from the journal in %s: %d updates replayed in %.1f s", *what)
-    return Shard(observe=observe, recovered=recovered, open_journal=lambda holding: Journal(folder, lock, holding))
+    return Shard(
+        observe=observe,
+        recovered=recovered,
+        open_journal=lambda holding: Journal(folder, lock, holding),
+        takes_over=takes_over,
+    )
+
+
+def _reply(answer: Future[pb.MarkReply], done: Future[int]) -> None:
+    if (error := done.exception()) is not None:
+        answer.set_exception(error)
+    else:
+        answer.set_result(pb.MarkReply(offset=done.result()))
 
 
 def _rooted(directory: str) -> str:

@@ -52,11 +52,14 @@ class BatchEncoder:
     def set_rows(self, table: str, keys: Keys) -> Iterator[None]:
         """The rows of those keys (unique) that have one. Yields between pieces, where the table may change."""
         for start in range(0, len(keys), _FRAME_KEYS):
-            self._set(table, keys[start : start + _FRAME_KEYS])
+            some = keys[start : start + _FRAME_KEYS]
+            present = some[self._tables[table].contains(some)]
+            if len(present):
+                self._frame(table, full=present)
             yield
 
     def remove_rows(self, table: str, keys: Keys) -> Iterator[None]:
-        """Those keys (unique) that have no row. Yields as `set_rows` does."""
+        """Those keys that have no row. Yields as `set_rows` does."""
         for start in range(0, len(keys), _FRAME_KEYS):
             some = keys[start : start + _FRAME_KEYS]
             absent = some[~self._tables[table].contains(some)]
@@ -64,25 +67,14 @@ class BatchEncoder:
                 self._frame(table, removed=absent)
             yield
 
-    def replace_bucket(self, bucket: int) -> Iterator[None]:
-        """All rows of a bucket, in place of those before. Rows that change meanwhile may be as before or after."""
-        for name, table in self._tables.items():
-            present = [keys for keys, _ in blocks_of(table, bucket)]  # rows change their places as others go
-            dropped: tuple[int, ...] = (bucket,)
-            for keys in present:
-                self._set(name, keys, dropped)
-                dropped = ()
-                yield
-            if dropped:
-                self._frame(name, dropped=dropped)
-
-    def _set(self, name: str, keys: Keys, dropped: tuple[int, ...] = ()) -> None:
-        table = self._tables[name]
-        keys = keys[table.contains(keys)]
-        if len(keys):
-            self._frame(name, full=keys, dropped=dropped)
-        elif dropped:
-            self._frame(name, dropped=dropped)
+    def replace_bucket(self, table: str, bucket: int) -> Iterator[None]:
+        """All rows of a bucket, in place of those before. Yields as `set_rows` does; rows that change meanwhile may be
+        as before or after.
+        """
+        present = [keys for keys, _ in blocks_of(self._tables[table], bucket)]  # rows change places as others go
+        self._frame(table, dropped=(bucket,))
+        for keys in present:
+            yield from self.set_rows(table, keys)
 
     def _frame(
         self, name: str, *, full: Keys = NO_KEYS, removed: Keys = NO_KEYS, dropped: tuple[int, ...] = ()

@@ -64,9 +64,7 @@ class Partition:
             raise
 
     def append(self, pieces: Sequence[Buffer], *, records: int) -> None:
-        """Write a batch of offset `next_offset`, whole or not at all; with `fsync: always` it is on the disk then.
-        records: rows and keys in it. Raises OSError.
-        """
+        """Write a batch of offset `next_offset`, whole or not at all. records: rows and keys in it. Raises OSError."""
         start = self._size
         try:
             for at in range(0, len(pieces), _MAX_PIECES):
@@ -79,8 +77,6 @@ class Partition:
             raise
         self.next_offset += 1
         self.total += records
-        if self.options.fsync == "always":
-            self.sync()
 
     def sync(self) -> None:
         """Have the disk keep what was appended. Raises OSError."""

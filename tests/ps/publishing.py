@@ -1,11 +1,17 @@
 """A cluster that publishes deltas, as a plain model for tests: what its rows are, and the batches of partitions."""
 
+import time
+from dataclasses import replace
+
 import msgpack
 import numpy as np
 
 from ps.checkpoint import end_frame, start_frame, write_manifest, write_part
-from ps.deltas.batches import Batch, Marker
-from ps.journal.frames import NO_KEYS, NO_ROWS, NOTHING_GATHERED, RowsFrame
+from ps.delta_options import DeltaOptions
+from ps.deltas.batches import Batch, Marker, encode_end
+from ps.deltas.partition import Partition
+from ps.deltas.reading import partition_folder
+from ps.journal.frames import NO_KEYS, NO_ROWS, NOTHING_GATHERED, RowsFrame, encode_rows, with_checksum
 from ps.keys import bucket_of
 from ps.record import Record, encode_record, layout_digest
 from ps.replica import Replica
@@ -30,9 +36,12 @@ def values_for(keys, width, version):
 
 
 class Publisher:
-    """`at` counts the batches of all partitions, as their times."""
+    """`at` counts the batches of all partitions, as their times. folder: batches are written there too, as a shard
+    writes them.
+    """
 
-    def __init__(self, trained=TRAINED, served=SERVED, shards=1):
+    def __init__(self, trained=TRAINED, served=SERVED, shards=1, folder=None, **options):
+        self.folder, self.options, self.files = folder, DeltaOptions(directory=str(folder), **options), {}
         self.trained, self.served = trained, served
         self.encoders = {name: RowEncoder(spec) for name, spec in served.tables.items()}
         self.layouts = {name: layout_digest(encoder.image_layout) for name, encoder in self.encoders.items()}
@@ -56,8 +65,30 @@ class Publisher:
         records = sum(len(frame.full[0]) + len(frame.removed) for frame in frames)
         # Offsets leave gaps, as where a shard was started anew.
         offset = 10 * len(batches) + 1
-        batches.append(Batch(offset, self.epoch, self.at, self.at - 0.5, records, total, marker, frames))
-        return batches[-1]
+        batch = Batch(offset, self.epoch, self.at, self.at - 0.5, records, total, marker, frames)
+        if self.folder is not None:
+            batch = self.write(shard, batch)
+        batches.append(batch)
+        return batch
+
+    def write(self, shard, batch):
+        if shard not in self.files:
+            texts = {name: encoder.image_layout for name, encoder in self.encoders.items()}
+            self.files[shard] = Partition(partition_folder(self.folder, shard), shard, self.options, texts)
+        file = self.files[shard]
+        batch = replace(batch, offset=file.next_offset, at=time.time())
+        batch = replace(batch, rows=tuple(replace(frame, number=batch.offset) for frame in batch.rows))
+        pieces = [piece for frame in batch.rows for piece in with_checksum(encode_rows(frame))]
+        said = {name: getattr(batch, name) for name in ("epoch", "at", "since", "records", "total", "marker")}
+        file.append([*pieces, encode_end(batch.offset, **said)], records=batch.records)
+        file.roll(time.time())
+        return batch
+
+    def close(self):
+        """As a shard that ends: its folders can be taken by another."""
+        for file in self.files.values():
+            file.close()
+        self.files = {}
 
     def owned(self, shard, keys):
         return keys[self.owners[bucket_of(keys, len(self.owners))] == shard]

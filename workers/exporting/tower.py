@@ -145,6 +145,9 @@ def export_tower(
     )
     for kind, found in (("ONNX", checks.onnx), ("torch.export", checks.torch_export)):
         if found is not None and not found <= TOLERANCE:
+            for written in (path, torch_path):
+                if written is not None:
+                    Path(written).unlink()
             raise BundleError(
                 f"{path}: the {kind} tower differs from the training model by {found:.2g} of the greatest logit on "
                 f"{checks.samples} recorded samples, more than {TOLERANCE:g}; nothing was written"

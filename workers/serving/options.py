@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ps.byte_sizes import ByteSize
 from ps.security import SecurityOptions
@@ -32,6 +32,8 @@ class ServeOptions(Spec):
     batch_candidates: of small requests that are scored in one run. timeout_seconds: of requests that name none.
     drain_delay_seconds: after SIGTERM, how long requests are still taken while readiness says no. drain_seconds: how
     long those that were taken may then last. security: as for shards (docs/security.md).
+    deltas: the directory of the stream of changes that rows go on with (cluster.deltas.directory). shards: the address
+    of any shard, where there is no such directory here: they stream it. Neither: rows stay as the bundle has them.
     """
 
     host: str = "127.0.0.1"
@@ -48,9 +50,32 @@ class ServeOptions(Spec):
     drain_seconds: float = Field(default=30.0, ge=0, le=3600)
     security: SecurityOptions = Field(default_factory=lambda: SecurityOptions.model_validate({}))
     log: LogOptions | None = None
+    deltas: str | None = None
+    shards: str | None = None
+
+    @model_validator(mode="after")
+    def _one_stream(self) -> ServeOptions:
+        if self.deltas and self.shards:
+            raise ValueError("'deltas' and 'shards' are two ways to the same stream; give one")
+        return self
 
 
-def read_options(given: dict[str, Any], overrides: Iterable[str] = ()) -> ServeOptions:
+class ReplicaOptions(Spec):
+    """How `weir replica` runs. host: loopback by default. port, metrics_port: 0 takes a free one. threads: calls that
+    are answered at the same time. security: of its own port, and of the shards that it follows.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8600, ge=0, le=65535)
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    threads: int = Field(default=8, ge=1, le=1024)
+    security: SecurityOptions = Field(default_factory=lambda: SecurityOptions.model_validate({}))
+
+
+Options = TypeVar("Options", bound=Spec)
+
+
+def read_options(given: dict[str, Any], overrides: Iterable[str], kind: type[Options]) -> Options:
     """given: of the command line, what is None is left out. overrides: of the form `security.tls.key=PATH`. Raises
     ConfigError.
     """
@@ -58,7 +83,7 @@ def read_options(given: dict[str, Any], overrides: Iterable[str] = ()) -> ServeO
     for override in overrides:
         set_value(data, override)
     try:
-        return ServeOptions.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        location, text = explain(error, ServeOptions, data)
+        location, text = explain(error, kind, data)
         raise ConfigError(f"{dotted(location)}: {text}" if location else text) from None

@@ -1,5 +1,7 @@
 """Delta streams in tests: batches written by hand, and what a follower that keeps the rules has of them."""
 
+import time
+
 import numpy as np
 
 from ps.deltas.reading import PartitionReader, find_partitions
@@ -76,3 +78,16 @@ def rows_of(holdings, codec="fp32"):
                     images = encoders[name].encode(block.values)
                     found[name] |= {key: row.tobytes() for key, row in zip(block.keys.tolist(), images, strict=True)}
     return found
+
+
+def settle(shard, seconds=20.0):
+    """Run a shard without a thread until all that has changed is written."""
+    deadline = time.monotonic() + seconds
+    publisher = shard.outlet.publisher
+    while True:
+        busy = shard.run_slice()
+        if not busy and publisher.idle_seconds is None and publisher.writer.end_offset == publisher.writer.next_offset:
+            return publisher
+        if publisher.idle_seconds is not None and not publisher.writer.is_ready:
+            time.sleep(0.001)
+        assert time.monotonic() < deadline, publisher.writer.trouble

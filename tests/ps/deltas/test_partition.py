@@ -196,7 +196,8 @@ def test_a_partition_has_one_writer(folder):
     script = (
         "import sys, time; from pathlib import Path; from ps.delta_options import DeltaOptions\n"
         "from ps.deltas.partition import Partition\n"
-        "held = Partition(Path(sys.argv[1]), 3, DeltaOptions(directory='x'), {}); print('open', flush=True); time.sleep(60)"
+        "held = Partition(Path(sys.argv[1]), 3, DeltaOptions(directory='x'), {})\n"
+        "print('open', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True)
     try:
