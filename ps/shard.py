@@ -30,6 +30,7 @@ from ps.journal.filling import Filling
 from ps.journal.journal import Journal
 from ps.journal.recovery import Recovered
 from ps.journal.snapshot import SnapshotWriter
+from ps.loading import replace_rows
 from ps.record import Record
 from ps.request import CheckedRequest
 from ps.routing import Routing
@@ -225,25 +226,23 @@ class Shard:
         """
         self._saves.begin(self._placed, sink, answer, marked, asked)
 
-    def restore(self, records: Iterable[Record], expired: dict[str, list[int]], answer: Future[int]) -> None:
-        """Drop every row, then load the records of owned buckets. `answer`: how many rows."""
+    def restore(
+        self, records: Iterable[Record], expired: dict[str, list[int]], answer: Future[int | None], *, is_checked: bool
+    ) -> None:
+        """Drop every row, then load the records of owned buckets. `answer`: how many rows, or None where nothing was
+        done: is_checked is False, and there are rows that records which cannot be read would cost (ps/loading.py).
+        """
 
-        def work() -> Generator[None, None, int]:
+        def work() -> Generator[None, None, int | None]:
             holding = self._placed()
+            if holding.num_rows and not is_checked:
+                return None
             holding.least_epoch = holding.routing.epoch
             for waiting in self._groups.clear():
                 self._fail(waiting.answers, WrongEpochError("a restore began while other ranks were missing"))
             self._group_steps.clear()
             self._saves.cancel("a restore began before all was saved")
-            holding.clear()
-            num_rows = 0
-            for record in records:
-                num_rows += holding.load(record, now=self._clock())
-                if holding.changes is not None:
-                    holding.changes.forget()  # all rows are written at the end
-                yield
-            for table, ids in expired.items():
-                holding.applied[table].load_expired(ids)
+            num_rows = yield from replace_rows(holding, records, expired, self._clock)
             if self.journal is not None:
                 yield from self._journal_all(holding, self.journal)
             return num_rows

@@ -35,8 +35,8 @@ LEVELS = [
     {"transport": ["ps.transport"]},
     {
         "shard": [
-            "ps.applied", "ps.cut", "ps.execution", "ps.giving", "ps.holding", "ps.journal", "ps.moving", "ps.pipe",
-            "ps.request", "ps.schedule", "ps.shard", "ps.synchronous",
+            "ps.applied", "ps.cut", "ps.execution", "ps.giving", "ps.holding", "ps.journal", "ps.loading", "ps.moving",
+            "ps.pipe", "ps.request", "ps.schedule", "ps.shard", "ps.synchronous",
         ]
     },
     {"server": ["ps.member", "ps.metrics", "ps.process", "ps.server", "ps.work"]},

@@ -115,7 +115,7 @@ def test_a_restore_ends_a_save(tmp_path):
     sink.step()
     driver.run()
     restored = Future()
-    driver.shard.restore(iter(()), {}, restored)
+    driver.shard.restore(iter(()), {}, restored, is_checked=True)
     driver.run()
     assert restored.result(0) == 0
     sink.step()

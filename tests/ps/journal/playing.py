@@ -116,7 +116,7 @@ class Play:
             [record for bucket in range(NUM_BUCKETS) for record in self.shard.holding.records_of(bucket)],
             Future(),
         )
-        self.shard.restore(records, {}, answer)
+        self.shard.restore(records, {}, answer, is_checked=True)
         self.run()
         return answer
 
