@@ -30,6 +30,7 @@ from ps.journal.journal import Journal
 from ps.journal.lock import Lock
 from ps.journal.recovery import recover, remove_journal
 from ps.journal.role import read_role, remove_role
+from ps.loading import Incoming
 from ps.mapping import decode_mapping
 from ps.memory_limits import Threshold, check_limits, shards_beside, thresholds_here
 from ps.moving import take
@@ -199,10 +200,8 @@ class WorkThread:
             if is_checked:
                 for _ in found.records(owns, convert=False):
                     pass  # reading checks every byte of what will be loaded
-            records = found.records(owns)
-            loaded: Future[int | None] = self._submit(
-                lambda answer: self.shard.restore(records, found.expired, answer, is_checked=is_checked)
-            )
+            incoming = Incoming(found.records(owns), found.expired, found.num_rows(owns), is_checked)
+            loaded: Future[int | None] = self._submit(lambda answer: self.shard.restore(incoming, answer))
             return loaded.result()
 
         num_rows = None if holding.num_rows else load(is_checked=False)
