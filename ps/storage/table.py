@@ -336,6 +336,10 @@ class Table:
         self._buckets.drop(bucket)
         self.admission.drop_bucket(bucket)
 
+    def expect(self, num_rows: int) -> None:
+        """So many rows are about to come to an empty table: see Arena.expect."""
+        self.arena.expect(num_rows * self.bytes_per_row)
+
     def clear(self) -> None:
         """Delete all rows and give their memory back."""
         for bucket in range(self.num_buckets):

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from ps import control, resharding
@@ -63,10 +64,11 @@ class Cluster:
 
 
 def freeze(pid):
-    """SIGSTOP, and wait until each thread stands still."""
-    os.kill(pid, signal.SIGSTOP)
-    while any(_state(task) not in "TZX" for task in Path(f"/proc/{pid}/task").iterdir()):
-        time.sleep(0.001)
+    """SIGSTOP, and wait until each thread stands still, or the process has gone."""
+    with suppress(ProcessLookupError, FileNotFoundError):
+        os.kill(pid, signal.SIGSTOP)
+        while any(_state(task) not in "TZX" for task in Path(f"/proc/{pid}/task").iterdir()):
+            time.sleep(0.001)
 
 
 def _state(task):

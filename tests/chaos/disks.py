@@ -10,14 +10,14 @@ from ps.journal.snapshot import read_pointer
 
 def limit_files(pid, num_bytes):
     """Let a process write no file beyond so many bytes. Returns what takes the limit away."""
-    hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (num_bytes, hard))
 
-    def lift():
-        with suppress(ProcessLookupError):
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+    def limit(num_bytes):
+        with suppress(ProcessLookupError):  # one that has died writes nothing either
+            hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard if num_bytes is None else num_bytes, hard))
 
-    return lift
+    limit(num_bytes)
+    return lambda: limit(None)
 
 
 def fill_disk(folder):

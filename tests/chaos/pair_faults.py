@@ -44,11 +44,8 @@ def kill_while_filled(pairs, rng, clients):
     shard = _any(pairs, rng)
     pairs.wait_until_whole()
     standby = pairs.standby(shard)
-    before = pairs.processes[standby]
     pairs.kill(standby)
-    deadline = time.monotonic() + _JOIN_SECONDS
-    while (pairs.processes[standby] is before or not pairs.processes[standby].is_up) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    _running(pairs, standby)
     time.sleep(rng.uniform(0.0, 0.4))
     pairs.kill(pairs.primary(shard) if rng.random() < 0.7 else standby)
     return "kill while the standby is filled"
@@ -67,7 +64,7 @@ def kill_in_snapshot(pairs, rng, clients):
 
 def pause(pairs, rng, clients):
     """SIGSTOP of either process, SIGCONT before it is replaced."""
-    process = pairs.processes[int(rng.integers(len(pairs.processes)))]
+    process = _running(pairs, int(rng.integers(len(pairs.processes))))
     freeze(process.pid)
     time.sleep(rng.uniform(0.2, 0.6 * pairs.spec.durability.standby_seconds))
     with suppress(ProcessLookupError):
@@ -79,8 +76,7 @@ def freeze_until_replaced(pairs, rng, clients):
     """SIGSTOP of either process, until its pair ends it."""
     shard = _any(pairs, rng)
     place = pairs.primary(shard) if rng.random() < 0.5 else pairs.standby(shard)
-    process = pairs.processes[place]
-    _ = process.address  # before it listens nobody waits for it so impatiently
+    process = _running(pairs, place)
     freeze(process.pid)
     assert process.process.wait(_JOIN_SECONDS) == -signal.SIGKILL, "the frozen process was not ended"
     return "frozen, and replaced"
@@ -131,7 +127,7 @@ def cut_off(pairs, rng, clients):
 def full_disk(pairs, rng, clients):
     """Writes of one process fail (a limit on the size of its files). Sometimes it dies meanwhile."""
     place = int(rng.integers(len(pairs.processes)))
-    process = pairs.processes[place]
+    process = _running(pairs, place)
     undo = limit_files(process.pid, int(rng.integers(4096, 1 << 19)))
     time.sleep(rng.uniform(0.3, 1.5 * pairs.spec.durability.standby_seconds))
     if rng.random() < 0.4:
@@ -200,6 +196,15 @@ def _any(pairs, rng):
 
 def _places(shard):
     return (2 * shard, 2 * shard + 1)
+
+
+def _running(pairs, place):
+    """The process at a place once it listens; it may have been killed a moment ago."""
+    deadline = time.monotonic() + _JOIN_SECONDS
+    while not (pairs.processes[place].is_running and pairs.processes[place].is_up):
+        assert time.monotonic() < deadline, "a process was not started anew"
+        time.sleep(0.005)
+    return pairs.processes[place]
 
 
 def _cut(forwarder, rng):

@@ -75,6 +75,7 @@ def main():
     parser.add_argument("--kinds", nargs="+", choices=known, help="default: all of the mode")
     parser.add_argument("--shards", type=int, default=2)
     parser.add_argument("--clients", type=int, default=3)
+    parser.add_argument("--pause", type=float, default=0.002, help="seconds between two updates of a client")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where journals and ledgers lie; kept (default: a temporary one)")
     parser.add_argument("--json", action="store_true")
@@ -90,6 +91,7 @@ def main():
         num_shards=options.shards,
         num_clients=options.clients,
         seed=options.seed,
+        pause=options.pause,
         tell=lambda text: print(text, file=sys.stderr, flush=True),
     )
     is_good = verdict.is_good and not differ
