@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -108,12 +109,17 @@ def kernels_of(layout: KernelLayout) -> Kernels:
     Raises RequestError with file and line where a user's function cannot be compiled.
     """
     try:
-        kernels = Kernels(sys.modules[_table_module(layout)])
+        kernels = _kernels(_table_module(layout))
         if layout.may_raise:
             kernels.compile_all()
         return kernels
     except row_functions.COMPILE_ERRORS as error:
         raise row_functions.explained(error, [segment.code for segment in layout.segments]) from error
+
+
+@cache
+def _kernels(module: str) -> Kernels:
+    return Kernels(sys.modules[module])
 
 
 def program_of(layout: KernelLayout, code: RowCode, role: str) -> ModuleType:
