@@ -100,6 +100,7 @@ def throughput(folder: Path, rows: int, window_ms: int, rounds: int, seconds: fl
         side.close()
     return {
         **spread(f"ratio_pushes_with_deltas_{window_ms}ms", ratios),
+        **spread(f"ratio_cpu_with_deltas_{window_ms}ms", cpu_ratios),
         f"records_saved_{window_ms}ms": round(saved, 2),
     }
 
