@@ -68,9 +68,9 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Make a serving bundle of a checkpoint: rows, tower as ONNX and torch.export, fields, example requests."""
-    from workers.exporting.command import export as run
-
     with _answering(as_json) as answer:
+        with _of_extra("export"):
+            from workers.exporting.command import export as run
         recipe = load_config(config, overrides or [])
         answer(run(recipe, checkpoint, out, codec=codec, version=version, parquet=parquet))
 
@@ -217,6 +217,15 @@ def _answering(
             _fail(str(error), 1)
         except KeyboardInterrupt:
             _fail("interrupted", 130)
+
+
+@contextmanager
+def _of_extra(extra: str) -> Iterator[None]:
+    """Imports of packages that an extra brings; raises RequestError with the way to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise RequestError(f"{error.name} is not installed: pip install 'weir-ps[{extra}]'") from error
 
 
 def _fail(message: str, status: int) -> None:
