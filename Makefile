@@ -3,7 +3,7 @@
 
 PYTHON       ?= python3
 PIP_FLAGS    ?=
-PYTEST_FLAGS ?= --durations=10
+PYTEST_FLAGS ?= -n 2 --dist loadgroup --durations=10
 FAULTS       ?= 200
 CHAOS_FLAGS  ?=
 BIN          := .venv/bin
@@ -36,7 +36,7 @@ bench: .venv/.bench  ## every claim, at most three minutes each
 	set -e; for script in $(BENCHMARKS); do echo "$$script"; $(BIN)/python "$$script" --quick; done
 
 proto: .venv/.installed
-	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=ps/wire --pyi_out=ps/wire proto/weir.proto
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=ps/wire --pyi_out=ps/wire proto/*.proto
 
 clean:  ## caches and builds; .venv stays
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info

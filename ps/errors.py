@@ -100,6 +100,18 @@ class JournalError(WeirError):
     code = "DATA_LOSS"
 
 
+class DeltaError(WeirError):
+    """A delta stream that cannot be read, or not be written. Training does not need it."""
+
+    code = "DATA_LOSS"
+
+
+class TrimmedError(DeltaError, RequestError):
+    """Batches of a delta stream that retention has removed, or that it never had. A newer bundle has what they said."""
+
+    code = "OUT_OF_RANGE"
+
+
 def _classes(root: type[WeirError]) -> dict[str, type[WeirError]]:
     found = {root.__name__: root}
     for child in root.__subclasses__():

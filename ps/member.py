@@ -151,6 +151,7 @@ class Member:
             self._stream.release()
         self._stream = None
         self._role, self._other, self._has_standby = "primary", request.other, request.has_standby
+        self._work.standby = request.other
         if request.has_standby:
             self._alone(self._connect)
 
@@ -168,6 +169,7 @@ class Member:
         standby = self._standby
         assert standby is not None
         self._role = "taking over"  # from here on the old primary is refused
+        self._work.shard.outlet.takes_over = True
         if not request.predecessor_is_dead:
             self._outlast_lease(standby)
         self._keep(Kept(request.term, "primary"))

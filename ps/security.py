@@ -139,13 +139,22 @@ def client_identity(options: SecurityOptions) -> Identity | None:
     return _identity(tls.authority, tls.client_certificate, tls.client_key, "client_")
 
 
-def warn_if_open(host: str, options: SecurityOptions) -> None:
-    """One line where a shard lets other machines in and asks them for nothing."""
+def warn_if_open(
+    host: str,
+    options: SecurityOptions,
+    *,
+    who: str = "shards listen",
+    risk: str = "read and change rows",
+    remedy: str = "set cluster.security.token_file",
+) -> None:
+    """One line where a server lets other machines in and asks them for nothing. Defaults: of shards."""
     if not (options.authenticates or _is_loopback(host)):
         _log.warning(
-            "warning: shards listen on %s without a token: whoever reaches that port can read and change rows; "
-            "set cluster.security.token_file (docs/security.md)",
+            "warning: %s on %s without a token: whoever reaches that port can %s; %s (docs/security.md)",
+            who,
             host,
+            risk,
+            remedy,
         )
 
 

@@ -1,27 +1,27 @@
 """The gRPC shell of a shard: receives messages, hands them to the thread of work, carries errors over as statuses.
 
 A sync server with a pool of threads. Each message holds a thread until its answer is there, and so do those that wait
-for other ranks of their group: there are threads for a full queue, for a full group, and a few more, so that status
-always answers.
+for other ranks of their group: there are threads for a full queue, for a full group, for streams of deltas, and a few
+more, so that status always answers.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
-from ps.errors import METADATA_KEY, NotAllowedError, RequestError, WeirError, to_wire
+from ps.errors import OverloadedError, RequestError
+from ps.grpc_shell import Gate, abort, credentials_of
 from ps.member import Member
 from ps.memory_limits import Threshold, thresholds_here
 from ps.metrics import Metrics
-from ps.security import TOKEN_KEY, SecurityOptions, is_token, read_token, server_identity, warn_if_open
+from ps.security import SecurityOptions, read_token, warn_if_open
 from ps.shard import Observer, Shard
 from ps.synchronous import MAX_WORLD
 from ps.transport import GrpcTransport, send_part
@@ -29,9 +29,9 @@ from ps.wire import weir_pb2 as pb
 from ps.wire.reading import read_control, read_frames, read_request
 from ps.work import DEFAULT_CAPACITY, WorkThread
 
-_MAX_DETAILS_BYTES = 6000  # as they travel; gRPC drops a status of more than 8 KiB of metadata
 _SPARE_THREADS = 8
-_log = logging.getLogger("weir.server")
+_TOKEN_REMEDY = "set cluster.security.token_file to the file that the shards were started with"
+_MAX_STREAMS = 64  # of deltas at a time; each holds a thread
 
 
 class ShardServer:
@@ -57,14 +57,14 @@ class ShardServer:
         member: Callable[[WorkThread], Member] | None = None,
     ) -> None:
         security = security or SecurityOptions()
-        token, credentials, limits = read_token(security), _credentials(security), security.limits
+        token, credentials, limits = read_token(security), credentials_of(security), security.limits
         warn_if_open(host, security)
         self.metrics = Metrics()
         made = shard(self.metrics.observe)  # before anybody can connect: one that recovers takes its time
         self.metrics_address = ""
         self._server = grpc.server(
-            ThreadPoolExecutor(capacity + MAX_WORLD + _SPARE_THREADS, thread_name_prefix="weir-grpc"),
-            interceptors=[] if token is None else [_Gate(token, self.metrics)],
+            ThreadPoolExecutor(capacity + MAX_WORLD + _SPARE_THREADS + _MAX_STREAMS, thread_name_prefix="weir-grpc"),
+            interceptors=[] if token is None else [Gate(token, self._refused, "this shard", _TOKEN_REMEDY)],
             options=[
                 ("grpc.max_receive_message_length", limits.max_message_bytes),
                 ("grpc.max_send_message_length", limits.max_message_bytes),
@@ -97,6 +97,9 @@ class ShardServer:
         self._server.add_generic_rpc_handlers((_Servicer(self, limits.max_message_bytes).handlers(),))
         self._server.start()
 
+    def _refused(self) -> None:
+        self.metrics.num_not_allowed += 1
+
     def wait(self) -> None:
         """Block until the server stops."""
         self._server.wait_for_termination()
@@ -112,37 +115,12 @@ class ShardServer:
         self.metrics.close()
 
 
-class _Gate(grpc.ServerInterceptor):  # type: ignore[type-arg]
-    """Lets calls with the token through."""
-
-    def __init__(self, token: bytes, metrics: Metrics) -> None:
-        self._token = token
-        self._metrics = metrics
-        # As a stream that is never read: the call ends before its message is received.
-        self._refusal = grpc.stream_unary_rpc_method_handler(self._refuse)
-
-    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        if is_token(_token_of(handler_call_details.invocation_metadata), self._token):
-            return continuation(handler_call_details)
-        return self._refusal
-
-    def _refuse(self, messages: Any, context: grpc.ServicerContext) -> NoReturn:
-        self._metrics.num_not_allowed += 1
-        state = "no token came along" if _token_of(context.invocation_metadata()) is None else "it is another token"
-        _abort(
-            context,
-            NotAllowedError(
-                f"this shard asks for a token, and {state}; set cluster.security.token_file to the file that the "
-                "shards were started with"
-            ),
-        )
-
-
 class _Servicer:
     """The methods of the service, from bytes to replies."""
 
     def __init__(self, server: ShardServer, max_message_bytes: int) -> None:
         self._server, self._max_bytes = server, max_message_bytes
+        self._streams = threading.BoundedSemaphore(_MAX_STREAMS)
 
     def handlers(self) -> Any:
         methods: tuple[Callable[[bytes], Any], ...] = (
@@ -153,18 +131,18 @@ class _Servicer:
             self.status,
             self.give,
             self.take,
+            self.mark,
         )
         if self._server.member is not None:
             methods += (self.pair, self.replicate)
-        return grpc.method_handlers_generic_handler(
-            "weir.v1.Shard",
-            {
-                method.__name__.capitalize(): grpc.unary_unary_rpc_method_handler(
-                    partial(_answer, method), response_serializer=lambda reply: reply.SerializeToString()
-                )
-                for method in methods
-            },
-        )
+        made = {
+            method.__name__.capitalize(): grpc.unary_unary_rpc_method_handler(
+                partial(_answer, method), response_serializer=_serialize
+            )
+            for method in methods
+        }
+        made["Deltas"] = grpc.unary_stream_rpc_method_handler(self.deltas, response_serializer=_serialize)
+        return grpc.method_handlers_generic_handler("weir.v1.Shard", made)
 
     def execute(self, data: bytes) -> pb.Reply:
         try:
@@ -194,6 +172,19 @@ class _Servicer:
     def take(self, data: bytes) -> pb.TakeReply:
         return self._server.work.take(read_control(pb.TakeRequest(), data, self._max_bytes)).result()
 
+    def mark(self, data: bytes) -> pb.MarkReply:
+        return self._server.work.mark(read_control(pb.MarkRequest(), data)).result()
+
+    def deltas(self, data: bytes, context: grpc.ServicerContext) -> Iterator[pb.DeltasReply]:
+        if not self._streams.acquire(blocking=False):
+            abort(context, OverloadedError(f"{_MAX_STREAMS} replicas follow this shard; read its files, or wait"))
+        try:
+            yield from self._server.work.deltas(read_control(pb.DeltasRequest(), data), context.is_active)
+        except Exception as error:
+            abort(context, error)
+        finally:
+            self._streams.release()
+
     def status(self, data: bytes) -> pb.StatusReply:
         request = read_control(pb.StatusRequest(), data)
         reply = self._server.work.status(wants_buckets=request.wants_buckets)
@@ -212,46 +203,16 @@ class _Servicer:
         return pb.ReplicateReply()
 
 
-def _credentials(security: SecurityOptions) -> grpc.ServerCredentials | None:
-    identity = server_identity(security)
-    if identity is None or security.tls is None:
-        return None
-    assert identity.key is not None
-    assert identity.certificate is not None
-    return grpc.ssl_server_credentials(
-        [(identity.key, identity.certificate)], identity.authority, security.tls.require_client_certificate
-    )
-
-
-def _token_of(metadata: Any) -> str | bytes | None:
-    return next((value for key, value in metadata or () if key == TOKEN_KEY), None)
+def _serialize(reply: Any) -> bytes:
+    data: bytes = reply.SerializeToString()
+    return data
 
 
 def _answer(method: Callable[[bytes], Any], data: bytes, context: grpc.ServicerContext) -> Any:
     try:
         return method(data)
     except Exception as error:
-        _abort(context, error)
-
-
-def _abort(context: Any, error: Exception) -> NoReturn:
-    """End a call with the status of an error."""
-    if not isinstance(error, WeirError):
-        _log.error("a message failed unexpectedly", exc_info=error)
-    code, message, name = to_wire(error)
-    context.set_trailing_metadata(((METADATA_KEY, name),))
-    context.abort(grpc.StatusCode[code], _shortened(message))
-    raise AssertionError("abort raises")
-
-
-def _shortened(message: str) -> str:
-    """As much of the beginning as a status can carry: bytes that are no visible ASCII take three."""
-    size = 0
-    for place, character in enumerate(message):
-        size += 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode())
-        if size > _MAX_DETAILS_BYTES:
-            return message[:place]
-    return message
+        abort(context, error)
 
 
 assert sys.byteorder == "little", "the wire carries raw little-endian arrays"

@@ -13,10 +13,10 @@ import numpy as np
 
 from ps.durability import Durability
 from ps.errors import RequestError
-from ps.spec import SGD, ClusterSpec, CodecName, TableSpec
+from ps.spec import SGD, ClusterSpec, TableSpec
 from ps.storage.layout import layout_of
 from ps.storage.table import Table
-from ps.types import Floats, Images, Rows
+from ps.types import CodecName, Floats, Images, Rows
 
 _KEY_WORDS = 2
 

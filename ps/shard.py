@@ -23,14 +23,16 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
 from ps.cut import ALL_ROWS, Mark, Saves, Sink
+from ps.deltas.batches import Marker
+from ps.deltas.outlet import Outlet
 from ps.errors import JournalError, RequestError, WeirError, WrongEpochError
 from ps.execution import execute, execute_group, is_new
 from ps.holding import Holding
 from ps.journal.filling import Filling
-from ps.journal.journal import Journal
+from ps.journal.journal import Journal, logged
 from ps.journal.recovery import Recovered
 from ps.journal.snapshot import SnapshotWriter
-from ps.record import Record
+from ps.loading import Incoming, replace_rows
 from ps.request import CheckedRequest
 from ps.routing import Routing
 from ps.schedule import Job, Mode, Schedule
@@ -71,8 +73,11 @@ class Shard:
         observe: Observer = lambda kind, seconds: None,
         recovered: Recovered | None = None,
         open_journal: OpenJournal | None = None,
+        takes_over: bool = False,
     ) -> None:
-        """recovered: what a journal says of the shard that died here. open_journal: makes one for the first rows."""
+        """recovered: what a journal says of the shard that died here. open_journal: makes one for the first rows.
+        takes_over: end a process that still has the shard's partition of deltas.
+        """
         self.holding: Holding | None = None
         self.journal: Journal | None = None
         self.open_journal = open_journal
@@ -81,11 +86,12 @@ class Shard:
         self._clock = clock
         self._observe = observe
         self._schedule = Schedule(clock, slice_seconds)
+        self.outlet = Outlet(self.run_job, clock=clock, takes_over=takes_over)
         self._groups: Groups[_Waiting] = Groups()
         self._group_steps: deque[tuple[int, int]] = deque(maxlen=64)  # (generation, step) applied last
         if recovered is not None:
             self.adopt(recovered)
-        self._saves = Saves(self._add, self._answer)
+        self._saves = Saves(self._add, self._answer, lambda: self.outlet.next_offset)
         self._running: dict[Place, _Waiting] = {}  # messages of group steps that are being applied
         self._max_clients, self._max_idle_seconds = max_clients, max_idle_seconds
         self._expired_at = clock()
@@ -95,6 +101,7 @@ class Shard:
         self.holding, self.journal = recovered.holding, recovered.journal
         self._group_steps.extend(self.journal.group_steps)
         self._groups.generation = max((generation for generation, _ in self._group_steps), default=0)
+        self.outlet.use(self.holding, self.holding.spec.deltas)
 
     @property
     def num_jobs(self) -> int:
@@ -108,6 +115,7 @@ class Shard:
     def run_slice(self) -> bool:
         """Do the next piece of work, for about a slice. False when there is none."""
         self._expire_clients()
+        self.outlet.poll()
         return self._schedule.run_slice()
 
     # Messages of calls.
@@ -205,14 +213,13 @@ class Shard:
                     self._fail(waiting.answers, error)
             holding.move(routing, shard)
             if self.journal is not None:
-                holding.spec = spec
-                self.journal.use(spec.durability)
-                self.journal.moved()
+                self.journal.respec(spec)
             elif self.open_journal is not None and spec.durability.keeps_journal:
                 self.journal = self.open_journal(holding)
             elif spec.durability.keeps_journal:
                 raise RequestError("the spec asks for a journal, and this shard was started without a folder for one")
             self.holding = holding
+            self.outlet.use(holding, spec.deltas)
             return pb.AssignReply()
 
         self._add("alone", work(), lambda result, error: self._answer_update([answer], result, error))
@@ -225,30 +232,33 @@ class Shard:
         """
         self._saves.begin(self._placed, sink, answer, marked, asked)
 
-    def restore(self, records: Iterable[Record], expired: dict[str, list[int]], answer: Future[int]) -> None:
-        """Drop every row, then load the records of owned buckets. `answer`: how many rows."""
+    def restore(self, incoming: Incoming, answer: Future[int | None]) -> None:
+        """Drop every row, then load the records of owned buckets. `answer`: how many rows, or None where nothing was
+        done, for there are rows, and records that were not checked could cost them.
+        """
 
-        def work() -> Generator[None, None, int]:
+        def work() -> Generator[None, None, int | None]:
             holding = self._placed()
+            if holding.num_rows and not incoming.is_checked:
+                return None
             holding.least_epoch = holding.routing.epoch
             for waiting in self._groups.clear():
                 self._fail(waiting.answers, WrongEpochError("a restore began while other ranks were missing"))
             self._group_steps.clear()
             self._saves.cancel("a restore began before all was saved")
-            holding.clear()
-            num_rows = 0
-            for record in records:
-                num_rows += holding.load(record, now=self._clock())
-                if holding.changes is not None:
-                    holding.changes.forget()  # all rows are written at the end
-                yield
-            for table, ids in expired.items():
-                holding.applied[table].load_expired(ids)
+            num_rows = yield from replace_rows(holding, incoming, self._clock)
             if self.journal is not None:
                 yield from self._journal_all(holding, self.journal)
             return num_rows
 
         self._add("alone", work(), lambda result, error: self._answer_update([answer], result, error))
+
+    def mark(self, marker: Marker, answer: Future[int]) -> None:
+        """Publish a version's marker behind all that has changed so far. `answer`: the offset of its batch."""
+        try:
+            self.outlet.mark(marker, answer)
+        except WeirError as error:
+            self._fail([answer], error)
 
     def run(self, mode: Mode, work: Callable[[Holding], Generator[None, None, T]], answer: Future[T]) -> None:
         """Run work on what the shard holds. `answer`: its result, once the journal has what it changed."""
@@ -325,7 +335,7 @@ class Shard:
         self, mode: Mode, running: Generator[None, None, Any], finished: Callable[[Any, Exception | None], None]
     ) -> None:
         if self.journal is not None and mode != "read":
-            running = _logged(running, self.journal, each_slice=mode == "yielding")
+            running = logged(running, self.journal, each_slice=mode == "yielding")
         self._schedule.add(Job(mode, running, finished))
 
     def _answer_update(self, answers: Iterable[Future[Any]], result: Any, error: Exception | None) -> None:
@@ -369,29 +379,3 @@ class Shard:
             yield
 
         self._add("update", work(), lambda result, error: self._answer([], result, error))
-
-
-def _logged(running: Generator[None, None, Any], journal: Journal, *, each_slice: bool) -> Generator[None, None, Any]:
-    """Run, then give to the journal what changed, also where it failed. each_slice: at every yield and in one go, for
-    other updates may come between.
-    """
-    error, result = None, None
-    while True:
-        try:
-            next(running)
-        except StopIteration as stop:
-            result = stop.value
-            break
-        except Exception as failure:
-            error = failure
-            break
-        if each_slice:
-            journal.commit_now()
-        yield
-    if each_slice:
-        journal.commit_now()
-    else:
-        yield from journal.commit()
-    if error is not None:
-        raise error
-    return result

@@ -15,11 +15,13 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, WrapValidator, mode
 from pydantic_core import PydanticKnownError
 
 from ps.byte_sizes import ByteSize
+from ps.delta_options import DeltaOptions
 from ps.durability import Durability
 from ps.errors import RequestError
 from ps.lifetime import Admission, Always, BySlot, Eviction, Score
 from ps.row_code import Float64
 from ps.strict import Spec
+from ps.types import CodecName
 from ps.user_modules import load_modules
 
 
@@ -198,7 +200,6 @@ Optimizer = Annotated[
     SerializeAsAny[Annotated[SGD | AdaGrad | RowWiseAdaGrad | Adam | FTRL, Field(discriminator="name")]],
     WrapValidator(_chosen),
 ]
-CodecName = Literal["fp32", "fp16", "bf16", "int8"]
 StateCodecName = Literal["fp32", "bf16"]
 
 
@@ -327,11 +328,12 @@ class ClusterSpec(Spec):
     seed: int = 0
     psfunc_modules: tuple[str, ...] = ()  # users' modules: imported before the rest is read, for it may name theirs
     durability: Durability = Durability()
+    deltas: DeltaOptions | None = None  # None: nothing is published
     check: bool = False  # users' row functions are compiled with bounds checks: slower, to find mistakes
 
     def rows_only(self) -> ClusterSpec:
         """Without what may differ between two starts over the same rows."""
-        return self.model_copy(update={"durability": Durability(), "check": False})
+        return self.model_copy(update={"durability": Durability(), "deltas": None, "check": False})
 
     @model_validator(mode="before")
     @classmethod
@@ -346,6 +348,8 @@ class ClusterSpec(Spec):
             raise ValueError(
                 f"durability.directory: missing; mode {self.durability.mode!r} needs a folder for the journals"
             )
+        if self.deltas is not None:
+            self.deltas.check({name: table.segments for name, table in self.tables.items()})
         for name, table in self.tables.items():
             try:
                 table.with_slots({})

@@ -3,7 +3,7 @@
 Contracts on contents ("unique", "grouped by bucket") are checked once, at the client, and trusted below.
 """
 
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ Gradients: TypeAlias = NDArray[np.float32]  # [n, width]; same columns as Rows
 Images: TypeAlias = NDArray[np.uint8]  # [n, image_bytes]; encoded values and state of a row, without its key
 Floats: TypeAlias = NDArray[np.float32]
 Offsets: TypeAlias = NDArray[np.int64]  # [n + 1]; starts of jagged groups, last one the total
+CodecName: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class Seen(NamedTuple):

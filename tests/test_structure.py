@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 LEVELS = [
     {
         "words": [
-            "ps.types", "ps.byte_sizes", "ps.durability", "ps.errors", "ps.strict", "ps.lifetime", "ps.row_code",
-            "ps.security", "ps.spec", "ps.user_modules", "ps.wire.weir_pb2",
+            "ps.types", "ps.byte_sizes", "ps.delta_options", "ps.durability", "ps.errors", "ps.strict", "ps.lifetime",
+            "ps.row_code", "ps.security", "ps.spec", "ps.user_modules", "ps.wire.weir_pb2",
         ]
     },
     {"kernels": ["ps.storage.kernels"]},
@@ -32,18 +32,23 @@ LEVELS = [
             "ps.options", "ps.restoring", "ps.serving_rows",
         ]
     },
-    {"transport": ["ps.transport"]},
+    {"transport": ["ps.grpc_shell", "ps.transport"]},
     {
         "shard": [
-            "ps.applied", "ps.cut", "ps.execution", "ps.giving", "ps.holding", "ps.journal", "ps.moving", "ps.pipe",
-            "ps.request", "ps.schedule", "ps.shard", "ps.synchronous",
+            "ps.applied", "ps.cut", "ps.deltas", "ps.execution", "ps.giving", "ps.holding", "ps.journal", "ps.loading",
+            "ps.moving", "ps.pipe", "ps.request", "ps.schedule", "ps.shard", "ps.synchronous",
         ]
     },
-    {"server": ["ps.member", "ps.metrics", "ps.process", "ps.server", "ps.work"]},
+    {"replica": ["ps.delta_folder", "ps.delta_lines", "ps.following", "ps.replica", "ps.served", "ps.turns"]},
+    {
+        "server": [
+            "ps.member", "ps.metrics", "ps.process", "ps.replica_metrics", "ps.replica_service", "ps.server", "ps.work",
+        ]
+    },
     {
         "client": [
-            "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.messages", "ps.pusher", "ps.resharding",
-            "ps.rounds", "ps.saving", "ps.sending", "ps.tally", "ps.unsettled",
+            "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.marking", "ps.messages", "ps.pusher",
+            "ps.resharding", "ps.rounds", "ps.rows_client", "ps.saving", "ps.sending", "ps.tally", "ps.unsettled",
         ]
     },
     {
@@ -53,13 +58,14 @@ LEVELS = [
             "ps.shard_process",
         ]
     },
-    {"config": ["workers.config", "workers.metrics"]},
+    {"config": ["workers.config", "workers.metrics", "workers.readiness"]},
     {"samples": ["workers.samples"], "models": ["workers.models"]},
-    {"training": ["workers.training"], "serving": ["workers.serving"]},
-    {"exporting": ["workers.exporting"]},
+    {"serving": ["workers.serving"]},
+    {"training": ["workers.training", "workers.exporting"]},
     {
         "command line": [
-            "workers", "workers.cli", "workers.inspect", "workers.planning", "workers.slots", "workers.text",
+            "workers", "workers.answering", "workers.cli", "workers.inspect", "workers.model_cli", "workers.planning",
+            "workers.slots", "workers.text",
         ]
     },
 ]  # fmt: skip
@@ -70,7 +76,14 @@ STRANGERS = [("client", "shard"), ("client", "server")]  # they meet on the wire
 LIBRARIES = {
     "numba": ["ps.storage.kernels"],
     "llvmlite": ["ps.storage.kernels"],
-    "grpc": ["ps.server", "ps.transport"],
+    "grpc": [
+        "ps.grpc_shell",
+        "ps.replica_service",
+        "ps.rows_client",
+        "ps.server",
+        "ps.transport",
+        "workers.serving",
+    ],
     "ray": [
         "ps.actor",
         "ps.ray_actors",
@@ -198,9 +211,10 @@ def test_ps_alone_is_light():
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True, capture_output=True).stdout == b"\n"
 
 
-def test_the_wire_contract_and_the_generated_code_agree():
-    generated = (ROOT / "ps/wire/weir_pb2.pyi").read_text()
-    contract = (ROOT / "proto/weir.proto").read_text()
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "proto").glob("*.proto")))
+def test_the_wire_contract_and_the_generated_code_agree(name):
+    generated = (ROOT / f"ps/wire/{name}_pb2.pyi").read_text()
+    contract = (ROOT / f"proto/{name}.proto").read_text()
     messages = set(re.findall(r"^message (\w+)", contract, re.MULTILINE))
     assert messages == set(re.findall(r"^class (\w+)\(_message", generated, re.MULTILINE)), "run `make proto`"
     fields = set(re.findall(r"^ +(?:repeated )?[\w.]+ (\w+) = \d+;", contract, re.MULTILINE))

@@ -6,28 +6,25 @@ is left).
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated
 
 import typer
 
-from ps.errors import RequestError, WeirError
 from ps.resharding import Move
+from workers import model_cli
+from workers.answering import Json, of_extra
+from workers.answering import answering as _answering
 from workers.config import load_config
-from workers.text import as_yaml
-from workers.training.runs import InterruptedRunError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(model_cli.app, name="model")
 
 ConfigPath = Annotated[Path, typer.Argument(help="a recipe, see configs/", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a setting, as in data.root=/data")
 ]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 Slots = Annotated[bool, typer.Option("--slots", help="also rows, bytes, norms and coverage of every slot")]
 Local = Annotated[bool, typer.Option("--local", help="shards inside this process; needs no Ray")]
 
@@ -69,10 +66,75 @@ def export(
 ) -> None:
     """Make a serving bundle of a checkpoint: rows, tower as ONNX and torch.export, fields, example requests."""
     with _answering(as_json) as answer:
-        with _of_extra("export"):
+        with of_extra("export"):
             from workers.exporting.command import export as run
         recipe = load_config(config, overrides or [])
         answer(run(recipe, checkpoint, out, codec=codec, version=version, parquet=parquet))
+
+
+@app.command()
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="what `weir export` wrote, or a model directory", show_default=False)],
+    deltas: Annotated[str | None, typer.Option(help="directory of the stream of changes to follow")] = None,
+    shards: Annotated[str | None, typer.Option(help="or HOST:PORT of any shard, which streams them")] = None,
+    host: Annotated[str | None, typer.Option(help="[127.0.0.1]")] = None,
+    grpc_port: Annotated[int | None, typer.Option(help="[8500; 0 takes a free one]")] = None,
+    http_port: Annotated[int | None, typer.Option(help="[8501; 0 takes a free one]")] = None,
+    threads: Annotated[int | None, typer.Option(help="that compute one run of the tower [1]")] = None,
+    max_candidates: Annotated[int | None, typer.Option(help="of one request [10000]")] = None,
+    queue: Annotated[int | None, typer.Option(help="requests that may wait; more are refused [64]")] = None,
+    token_file: Annotated[str | None, typer.Option(help="ask for the token in this file, docs/security.md")] = None,
+    log: Annotated[str | None, typer.Option(help="directory of the sampled prediction log")] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Predictions over gRPC and HTTP, until SIGTERM or Ctrl-C. Needs neither Ray nor torch."""
+    from workers.serving.options import ServeOptions, read_options
+    from workers.serving.server import serve as run
+
+    with _answering(as_json) as answer:
+        given = {
+            "host": host,
+            "grpc_port": grpc_port,
+            "http_port": http_port,
+            "threads": threads,
+            "max_candidates": max_candidates,
+            "queue": queue,
+            "security": token_file and {"token_file": token_file},
+            "log": log and {"directory": log},
+            "deltas": deltas,
+            "shards": shards,
+        }
+        run(bundle, read_options(given, overrides or [], ServeOptions), answer)
+
+
+@app.command()
+def replica(
+    bundle: Annotated[Path, typer.Argument(help="what `weir export` wrote", show_default=False)],
+    follow: Annotated[
+        str | None, typer.Option(help="host:port of a shard, or cluster.deltas.directory [nothing]", show_default=False)
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="[127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="[8600; 0 takes a free one]")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="of the Prometheus endpoint [a free one]")] = None,
+    threads: Annotated[int | None, typer.Option(help="calls that are answered at the same time [8]")] = None,
+    token_file: Annotated[str | None, typer.Option(help="ask for the token in this file, docs/security.md")] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Rows of a bundle by key over gRPC, kept up with a delta stream. Needs neither Ray nor torch."""
+    from workers.serving.options import ReplicaOptions, read_options
+    from workers.serving.row_replica import serve_rows as run
+
+    with _answering(as_json) as answer:
+        given = {
+            "host": host,
+            "port": port,
+            "metrics_port": metrics_port,
+            "threads": threads,
+            "security": token_file and {"token_file": token_file},
+        }
+        run(bundle, follow, read_options(given, overrides or [], ReplicaOptions), answer)
 
 
 @app.command()
@@ -194,50 +256,6 @@ def status(config: ConfigPath, overrides: Overrides = None, slots: Slots = False
     with _answering(as_json, shown) as answer:
         recipe = load_config(config, overrides or [])
         answer(with_live_slots(run(recipe), recipe) if slots else run(recipe))
-
-
-@contextmanager
-def _answering(
-    as_json: bool, shown: Callable[[dict[str, Any]], str] = as_yaml
-) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A place to put the result, which `shown` makes text of; an error becomes one clear line on stderr and
-    the exit status that belongs to it.
-
-    Whatever else prints, such as Ray's threads, goes to stderr: stdout is the result's.
-    """
-    stdout = sys.stdout
-    with redirect_stdout(sys.stderr):
-        try:
-            yield lambda result: _print(result, shown, stdout if as_json else None)
-        except RequestError as error:
-            _fail(str(error), 2)
-        except InterruptedRunError as error:
-            _fail(str(error), 130)
-        except WeirError as error:
-            _fail(str(error), 1)
-        except KeyboardInterrupt:
-            _fail("interrupted", 130)
-
-
-@contextmanager
-def _of_extra(extra: str) -> Iterator[None]:
-    """Imports of packages that an extra brings; raises RequestError with the way to install it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise RequestError(f"{error.name} is not installed: pip install 'weir-ps[{extra}]'") from error
-
-
-def _fail(message: str, status: int) -> None:
-    print(f"weir: {message}", file=sys.stderr)
-    raise typer.Exit(status)
-
-
-def _print(result: dict[str, Any], shown: Callable[[dict[str, Any]], str], json_to: TextIO | None) -> None:
-    if json_to is not None:
-        print(json.dumps(result), file=json_to, flush=True)
-    else:
-        print(shown(result), file=sys.stderr, end="")
 
 
 def main() -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ps.durability import Durability
 from ps.errors import WrongEpochError
 from ps.holding import Holding
 from ps.journal.changes import Changes
@@ -21,6 +20,7 @@ from ps.journal.segments import Acknowledged, Segment, SegmentName
 from ps.journal.snapshot import SnapshotWriter
 from ps.journal.stream import Stream
 from ps.journal.writer import Writer
+from ps.spec import ClusterSpec
 
 _GROUP_STEPS = 64  # that are remembered
 
@@ -146,10 +146,14 @@ class Journal:
         self._filling = Filling(self._writer, stream, self._holding)
         return self._filling
 
-    def use(self, options: Durability) -> None:
-        """Other options from now on."""
-        self.options = options
-        self._writer.use(options)
+    def respec(self, spec: ClusterSpec) -> None:
+        """The holding has another place, and maybe a spec with other options: say so."""
+        is_other, self._holding.spec = spec != self._holding.spec, spec
+        self.options = spec.durability
+        self._writer.use(self.options)
+        self.moved()
+        if is_other:  # what recovers reads the spec where the last segment begins
+            self._writer.begin_segment(self.next_number, self._start())
 
     def moved(self) -> None:
         """The holding has another place: say so."""
@@ -208,3 +212,29 @@ class Journal:
         routing = self._holding.routing
         owners = np.ascontiguousarray(routing.owners, "<i4").tobytes()
         return [routing.epoch, owners, list(routing.addresses), self._holding.shard, self._holding.least_epoch]
+
+
+def logged(running: Generator[None, None, Any], journal: Journal, *, each_slice: bool) -> Generator[None, None, Any]:
+    """Run, then give to the journal what changed, also where it failed. each_slice: at every yield and in one go, for
+    other updates may come between.
+    """
+    error, result = None, None
+    while True:
+        try:
+            next(running)
+        except StopIteration as stop:
+            result = stop.value
+            break
+        except Exception as failure:
+            error = failure
+            break
+        if each_slice:
+            journal.commit_now()
+        yield
+    if each_slice:
+        journal.commit_now()
+    else:
+        yield from journal.commit()
+    if error is not None:
+        raise error
+    return result

@@ -27,15 +27,19 @@ class Lock:
 
     NAME = "LOCK"
 
-    def __init__(self, folder: Path, *, takes_over: bool) -> None:
-        """takes_over: kill a live holder. Raises JournalError when the folder cannot be taken."""
-        self._path, self._takes_over = folder / self.NAME, takes_over
+    def __init__(
+        self, folder: Path, *, takes_over: bool, what: str = "journal", option: str = "durability.directory"
+    ) -> None:
+        """takes_over: kill a live holder. what: the folder is of a shard, option: names it. Raises JournalError when
+        the folder cannot be taken.
+        """
+        self._path, self._takes_over, self._what, self._option = folder / self.NAME, takes_over, what, option
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._file: BinaryIO = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
         except OSError as error:
             raise JournalError(
-                f"the journal's folder {folder} cannot be used: {error.strerror}; choose another"
+                f"the {what}'s folder {folder} cannot be used: {error.strerror}; choose another"
             ) from error
         try:
             self._take()
@@ -66,8 +70,8 @@ class Lock:
             if is_ours or time.monotonic() > deadline or not self._takes_over:
                 who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
                 raise JournalError(
-                    f"{self._path.parent} is the journal of a shard that runs ({who}); end its cluster first, or name "
-                    "another durability.directory"
+                    f"{self._path.parent} is the {self._what} of a shard that runs ({who}); end its cluster first, or "
+                    f"name another {self._option}"
                 )
             time.sleep(0.02)
 

@@ -73,6 +73,20 @@ class Remembered:
         """Watch a bucket no more."""
         self._heads[bucket] = kernels.UNWATCHED
 
+    def watch(self, bucket: int) -> None:
+        """Watch a bucket (again). Keys that it had before are known, but in no chain."""
+        if not self.watches(bucket):
+            self._heads[bucket] = kernels.NONE
+
+    def clear(self) -> None:
+        """Forget all keys. What is watched stays so, and the memory is kept for the next ones."""
+        self._slots[: self._used[0]] = 0
+        self._heads[self._heads != kernels.UNWATCHED] = kernels.NONE
+        self._parts[:, kernels.COUNT] = 0
+        self._parts[1:, kernels.START] = np.cumsum(self._parts[:-1, kernels.CAPACITY])
+        self._parts[0, kernels.START] = 0
+        self._used[:] = self._parts[:, kernels.CAPACITY].sum(), 0
+
     def close(self) -> None:
         """Give the memory back."""
         self._used[1] = 0

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from ps.delta_options import DeltaOptions
 from ps.durability import Durability
 from ps.errors import RequestError
 from ps.mapping import read_mapping
@@ -17,6 +18,7 @@ from workers.config.data import Data
 from workers.config.errors import nearest
 from workers.config.fields import Categorical, FeatureField, LabelField, Multi, Numeric
 from workers.config.section import Section
+from workers.config.serving import Serving
 from workers.config.train import Train
 
 BUCKETS_PER_SHARD = 64
@@ -42,8 +44,9 @@ class Cluster(Section):
     placement: shards in this process, in local processes, or Ray actors. ray_address: host:port of a running Ray;
     default: $RAY_ADDRESS, or the one that runs on this machine, or a small one for the job alone. existing_rows: what
     a job that starts anew does with rows that a long-lived cluster holds already: refuse, delete them, or train on
-    from them. client: options of ps.client. durability: what survives which failure (ps/durability.py). security:
-    token, certificates and limits of shards and their clients.
+    from them. client: options of ps.client. durability: what survives which failure (ps/durability.py). deltas:
+    what of the rows is published for serving (ps/delta_options.py). security: token, certificates and limits of shards
+    and their clients.
     """
 
     shards: int = Field(default=1, ge=1)
@@ -53,6 +56,7 @@ class Cluster(Section):
     workers: Workers = Workers()
     ray_address: str | None = None
     durability: Durability = Durability()
+    deltas: DeltaOptions | None = None
     existing_rows: Literal["error", "clear", "keep"] = "error"
     security: SecurityOptions = Field(default_factory=lambda: SecurityOptions.model_validate({}))
     client: ClientOptions = Field(default_factory=lambda: ClientOptions.model_validate({}))
@@ -137,6 +141,7 @@ class Config(Section):
     train: Train = Train()
     cluster: Cluster = Cluster()
     checkpoint: Checkpoint = Checkpoint()
+    serving: Serving | None = None
     psfunc_modules: tuple[str, ...] = ()
     runs: str = "runs"
 
@@ -175,6 +180,10 @@ class Config(Section):
         if self.cluster.durability.mode == "checkpoint" and not self.checkpoint.is_regular:
             raise ValueError(
                 "cluster.durability.mode: checkpoint needs regular ones: checkpoint.every_steps or every_minutes"
+            )
+        if self.serving is not None and self.cluster.deltas is None:
+            raise ValueError(
+                "serving: towers are published beside a stream of the rows' changes; set cluster.deltas, {} will do"
             )
         if self.click is not None and self.click not in self.labels:
             raise ValueError(f"click: unknown label '{self.click}'" + nearest(self.click, self.labels))
@@ -251,7 +260,15 @@ class Config(Section):
             seed=self.seed,
             psfunc_modules=self.psfunc_modules,
             durability=self._durability(),
+            deltas=self._deltas(),
         )
+
+    def _deltas(self) -> DeltaOptions | None:
+        """With their folder from the root, or by default one of the job."""
+        given = self.cluster.deltas
+        if given is None:
+            return None
+        return given.model_copy(update={"directory": os.path.abspath(given.directory or f"{self.runs}/deltas")})
 
     def _durability(self) -> Durability:
         """With its folder from the root, or by default one of the job."""

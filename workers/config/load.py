@@ -51,7 +51,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must be a mapping of keys such as name, data, fields, found {shown(data)}")
     for override in overrides:
-        _override(data, override)
+        set_value(data, override)
     try:
         return Config.model_validate(data)
     except ValidationError as error:
@@ -107,8 +107,8 @@ def _note_lines(node: yaml.Node, location: Location, lines: dict[Location, int],
             _note_lines(value, (*location, i), lines, path)
 
 
-def _override(data: dict[str, Any], override: str) -> None:
-    """Set one path in place. The value is parsed as YAML."""
+def set_value(data: dict[str, Any], override: str) -> None:
+    """Set one path, as in `a.b=value`, in place. The value is parsed as YAML."""
     dotted_path, equals, text = override.partition("=")
     parts = dotted_path.strip().split(".")
     if not equals or not all(parts):

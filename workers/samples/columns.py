@@ -10,12 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ps.keys import hash_packed, hash_texts
+from ps.keys import hash_packed
 from ps.types import Keys
 from workers.samples.chunk import Chunk
 from workers.samples.errors import DataError
-
-EMPTY_HASH = hash_texts([""])[0]
+from workers.samples.rules import EMPTY_HASH, without_empty
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -48,17 +47,7 @@ def hash_lists(array: pa.Array, separator: str, max_length: int | None) -> tuple
         array = pc.split_pattern(array, separator)
     lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     values = array.flatten()
-    hashes = hash_values(values)
-    kept = hashes != EMPTY_HASH
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    if not kept.all():
-        hashes, owner = hashes[kept], owner[kept]
-        lengths = np.bincount(owner, minlength=len(lengths))
-    if max_length is not None and len(lengths) and lengths.max() > max_length:
-        starts = np.cumsum(lengths) - lengths
-        kept = np.arange(len(hashes)) - starts[owner] < max_length
-        hashes, lengths = hashes[kept], np.minimum(lengths, max_length)
-    return hashes, lengths
+    return without_empty(hash_values(values), lengths, max_length)
 
 
 def numbers(chunk: Chunk, column: str) -> NDArray[np.float64]:

@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ps.keys import hash_texts, pack
+from ps.keys import pack
 from ps.types import Keys
 from workers.config import Categorical, Config, FeatureField, Label, Multi, Numeric
 from workers.samples.batch import Bags, Batch
 from workers.samples.chunk import Chunk
 from workers.samples.columns import hash_lists, hash_values, is_text, numbers, wrong
 from workers.samples.errors import DataError
+from workers.samples.rules import Intervals, dense_values, first_beyond_float32
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,9 @@ class Schema:
     def _dense(self, chunk: Chunk, name: str) -> NDArray[np.float64]:
         field, column = self._fields[name], self._column_of[name]
         assert isinstance(field, Numeric)
-        values = numbers(chunk, column)
-        values = np.where(np.isnan(values), field.missing, values)
-        if field.transform == "log":
-            values = np.copysign(np.log1p(np.abs(values)), values)
-        too_large = np.abs(values) > np.finfo(np.float32).max
-        if too_large.any():
-            raise wrong(chunk, column, int(np.argmax(too_large)), "is beyond float32; transform: log takes it")
+        values = dense_values(field, numbers(chunk, column))
+        if (too_large := first_beyond_float32(values)) is not None:
+            raise wrong(chunk, column, too_large, "is beyond float32; transform: log takes it")
         return values
 
 
@@ -124,12 +121,7 @@ def _single(chunk: Chunk, keyed: Keyed) -> Keys:
             )
         return pack(keyed.slot, hash_values(array))
     assert isinstance(keyed.field, Numeric)
-    boundaries = np.array(keyed.field.boundaries)
-    values = numbers(chunk, keyed.column)
-    intervals = np.searchsorted(boundaries, values, side="right")
-    intervals[np.isnan(values)] = len(boundaries) + 1
-    names = [str(i) for i in range(len(boundaries) + 1)] + [""]
-    return pack(keyed.slot, hash_texts(names).take(intervals))
+    return Intervals(keyed.field, keyed.slot).keys(numbers(chunk, keyed.column))
 
 
 def _label(chunk: Chunk, column: str, label: Label) -> NDArray[np.float64]:

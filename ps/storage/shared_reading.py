@@ -1,0 +1,51 @@
+"""Reads rows of a table with room of its own for a search: several readers may work at once while nobody writes.
+
+`Table.pull` searches in room that belongs to the table. A reader belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ps.storage.kernels import index
+from ps.storage.reading import ALL
+from ps.storage.table import Table
+from ps.types import Keys, Rows
+
+
+class Reader:
+    """Of a table without late segments."""
+
+    def __init__(self, table: Table) -> None:
+        assert not table._layout.has_late
+        self._table = table
+        self._misses = np.zeros(table.num_buckets, np.int64)
+        floats = np.zeros(table._layout.scratch_floats, np.float32)
+        hashes, addresses = np.zeros(index.CHUNK, np.uint64), np.zeros(index.CHUNK, np.int64)
+        self._room = (hashes, addresses, floats, floats.view(np.uint16))
+        self._nothing = np.zeros((1, index.COLUMNS), np.int64)  # one bucket, without rows
+
+    def read(self, keys: Keys, out: Rows) -> NDArray[np.int64] | None:
+        """Decoded rows into out, C-contiguous float32 [n, width]; one search for each key. Returns the places of keys
+        without a row, whose rows in `out` are not filled; None: every key has one.
+        """
+        table = self._table
+        words, floats, halves, buckets = table._memory
+        addresses = np.empty(len(keys), np.int64)
+        found = index.locate(words, buckets, keys, *table._place, addresses, self._misses, *self._room[:2])
+        absent = None
+        if found:
+            absent = np.flatnonzero(addresses < 0)
+            addresses[absent] = 0  # memory that can be read, to be overwritten
+        making = (table._own_rates, table._hyper, table._streams, *table._lone, self._room[2])
+        state = np.empty((len(keys), 0), np.float32)
+        table._kernels.read_rows(words, floats, halves, addresses, ALL, 0, 0, out, state, *making)
+        return absent
+
+    def initial_values(self, keys: Keys) -> Rows:
+        """As Table.initial_values."""
+        table, out = self._table, np.empty((len(keys), self._table._layout.width), np.float32)
+        memory = (*table._memory[:3], self._nothing)
+        table._kernels.pull(*memory, keys, 0, table._hyper, table._streams, out, *self._room)
+        return out

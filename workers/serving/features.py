@@ -1,0 +1,201 @@
+"""From the columns of a request to keys and dense values, by the rules of training.
+
+Keys of a table stand end to end, those of a shared column once. Which row belongs to candidate i and field f says
+`places[i, f]`: one of the keys' rows, or after them a bag of a multi field, whose rows are pooled into one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ps.keys import ID_BITS, ID_MASK
+from ps.storage.unique import sum_by_key
+from ps.types import Floats, Keys, Rows
+from workers.config.errors import nearest
+from workers.config.fields import Categorical, FeatureField, Multi, Numeric
+from workers.samples.rules import Intervals, dense_values, first_beyond_float32, without_empty
+from workers.serving.columns import Column
+from workers.serving.errors import MalformedError
+from workers.serving.request import Request
+
+Places = NDArray[np.int64]  # [n, num_fields]
+
+
+@dataclass(frozen=True, slots=True)
+class Bags:
+    """keys [m] and bags [m]: places of the pooled keys, and which bag of `num_bags` each belongs to, ascending.
+    weights: float32 [m], or None where all are 1.
+    """
+
+    keys: NDArray[np.int64]
+    bags: NDArray[np.int64]
+    num_bags: int
+    weights: Floats | None
+
+    def pool(self, rows: Rows) -> Rows:
+        """The rows with the bags' sums below them: float32 [n + num_bags, width]. Added in order, as training does."""
+        members = rows[self.keys]
+        if self.weights is not None:
+            members *= self.weights[:, None]
+        return np.concatenate([rows, sum_by_key(members, self.bags, self.num_bags)])
+
+
+@dataclass(frozen=True, slots=True)
+class TableKeys:
+    """places: fields of the table in the order of the configuration."""
+
+    keys: Keys
+    places: Places
+    bags: Bags | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the model reads of one request. dense: float32 [num_candidates, num_dense]."""
+
+    num_candidates: int
+    tables: Mapping[str, TableKeys]
+    dense: Floats
+
+
+class Features:
+    """Immutable, thread-safe. columns: what a request names, in order. tables: keyed fields of each, in order."""
+
+    def __init__(self, fields: Mapping[str, FeatureField]) -> None:
+        """fields: column, table and slot resolved."""
+        self._column_of = {name: field.column or name for name, field in fields.items()}
+        self.columns: tuple[str, ...] = tuple(dict.fromkeys(self._column_of.values()))
+        self._dense = {name: field for name, field in fields.items() if isinstance(field, Numeric) and field.is_dense}
+        self.fields = dict(fields)
+        self.tables: dict[str, tuple[str, ...]] = {}
+        self._intervals: dict[str, Intervals] = {}
+        for name, field in fields.items():
+            if name in self._dense:
+                continue
+            assert field.table is not None
+            assert field.slot is not None
+            self.tables[field.table] = (*self.tables.get(field.table, ()), name)
+            if isinstance(field, Numeric):
+                self._intervals[name] = Intervals(field, field.slot)
+
+        self._slot_bits = {
+            table: np.array([fields[name].slot for name in names], np.uint64) << np.uint64(ID_BITS)
+            for table, names in self.tables.items()
+        }
+
+    @property
+    def num_dense(self) -> int:
+        return len(self._dense)
+
+    def read(self, request: Request) -> Sample:
+        """Raises MalformedError naming the column that is missing, unknown or of the wrong type or length."""
+        columns = self._columns(request)
+        n = request.num_candidates
+        dense = np.empty((n, len(self._dense)), np.float32)
+        for f, (name, field) in enumerate(self._dense.items()):
+            dense[:, f] = _dense(columns[self._column_of[name]], field)
+        tables = {table: self._keys(table, columns, n) for table in self.tables}
+        return Sample(n, tables, dense)
+
+    def _columns(self, request: Request) -> dict[str, Column]:
+        shared, candidates = request.shared, request.candidates
+        columns = {**shared, **candidates}
+        for name in self.columns:
+            if name not in columns:
+                raise MalformedError(name, "missing; give it under shared or under candidates")
+        if len(shared) + len(candidates) > len(self.columns):
+            for place, given in (("shared", shared), ("candidates", candidates)):
+                for name in given:
+                    if name not in self._column_of.values():
+                        raise MalformedError(f"{place}.{name[:80]}", "unknown column" + nearest(name, self.columns))
+            twice = next(name for name in shared if name in candidates)
+            raise MalformedError(f"candidates.{twice}", "stands under shared too; give it once")
+        for given, expected, what in (
+            (shared, 1, "a shared column has one row"),
+            (candidates, request.num_candidates, f"there are {request.num_candidates} candidates"),
+        ):
+            for column in given.values():
+                if column.num_rows != expected:
+                    raise column.wrong(f"{column.num_rows} rows; {what}")
+        return columns
+
+    def _keys(self, table: str, columns: Mapping[str, Column], n: int) -> TableKeys:
+        names = self.tables[table]
+        parts: list[Keys] = []
+        counts, starts, steps = [0] * len(names), [0] * len(names), [0] * len(names)
+        num_keys, pooled = 0, _Pooled()
+        for f, name in enumerate(names):
+            column, field = columns[self._column_of[name]], self.fields[name]
+            steps[f] = column.num_rows > 1
+            starts[f] = num_keys
+            if isinstance(field, Categorical):
+                part = _single(column).hashes()
+            elif isinstance(field, Multi):
+                part, lengths = _lists(column, field)
+                starts[f] = pooled.add(f, lengths, num_keys, field.pooling == "mean")
+            else:
+                part = self._intervals[name].keys(_single(column).numbers())
+            parts.append(part)
+            counts[f] = len(part)
+            num_keys += len(part)
+        keys = np.concatenate(parts) & ID_MASK
+        keys |= np.repeat(self._slot_bits[table], counts)
+        first = np.array(starts)
+        first[pooled.fields] += num_keys
+        places = first + np.arange(n)[:, None] * np.array(steps)
+        return TableKeys(keys, places, pooled.bags())
+
+
+class _Pooled:
+    """Collects the bags of a table's multi fields."""
+
+    def __init__(self) -> None:
+        self.fields: list[int] = []
+        self._keys: list[NDArray[np.int64]] = []
+        self._bags: list[NDArray[np.int64]] = []
+        self._weights: list[Floats] = []
+        self._num_bags, self._has_means = 0, False
+
+    def add(self, field: int, lengths: NDArray[np.int64], first_key: int, is_mean: bool) -> int:
+        """Bags of a field, whose keys begin at `first_key`; returns the first bag."""
+        first, num_keys = self._num_bags, int(lengths.sum())
+        self.fields.append(field)
+        self._keys.append(np.arange(first_key, first_key + num_keys))
+        self._bags.append(np.repeat(np.arange(first, first + len(lengths)), lengths))
+        weights = 1.0 / np.maximum(lengths, 1) if is_mean else np.ones(len(lengths))
+        self._weights.append(np.repeat(weights.astype(np.float32), lengths))
+        self._num_bags += len(lengths)
+        self._has_means |= is_mean
+        return first
+
+    def bags(self) -> Bags | None:
+        """All bags, or None where no field is pooled."""
+        if not self.fields:
+            return None
+        weights = np.concatenate(self._weights) if self._has_means else None
+        return Bags(np.concatenate(self._keys), np.concatenate(self._bags), self._num_bags, weights)
+
+
+def _dense(column: Column, field: Numeric) -> NDArray[np.float64]:
+    """float64 [rows]."""
+    values = dense_values(field, _single(column).numbers())
+    if (row := first_beyond_float32(values)) is not None:
+        raise column.wrong(f"value {row} is {values[row]}, beyond float32")
+    return values
+
+
+def _single(column: Column) -> Column:
+    if column.lengths is not None:
+        raise column.wrong("lists, where each row has one value")
+    return column
+
+
+def _lists(column: Column, field: Multi) -> tuple[Keys, NDArray[np.int64]]:
+    if column.lengths is None and column.kind != "ids":
+        column = column.split(field.separator)
+    lengths = np.ones(column.num_rows, np.int64) if column.lengths is None else column.lengths
+    return without_empty(column.hashes(), lengths, field.max_length)
