@@ -14,7 +14,7 @@ import typer
 
 from ps.resharding import Move
 from workers import model_cli
-from workers.answering import Json
+from workers.answering import Json, of_extra
 from workers.answering import answering as _answering
 from workers.config import load_config
 
@@ -65,9 +65,9 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Make a serving bundle of a checkpoint: rows, tower as ONNX and torch.export, fields, example requests."""
-    from workers.exporting.command import export as run
-
     with _answering(as_json) as answer:
+        with of_extra("export"):
+            from workers.exporting.command import export as run
         recipe = load_config(config, overrides or [])
         answer(run(recipe, checkpoint, out, codec=codec, version=version, parquet=parquet))
 

@@ -84,11 +84,12 @@ def export(
     if target.exists():
         raise RequestError(f"{out} exists, and a bundle is never changed: give another folder, or remove this one")
     schema = Schema(config)
-    check(config, schema)
     rows = read_manifest(absolute(checkpoint))
     _check_tables(config, rows)
     serving = serving_spec(rows.spec, codec)
-    model, position = _restored(config, schema, checkpoint)
+    with torch.random.fork_rng(devices=[]):  # a training in this process draws as if nothing had been built
+        check(config, schema)
+        model, position = _restored(config, schema, checkpoint)
     recorded = record(config, schema, RECORDED_SAMPLES)
     with _written_beside(target) as folder:
         trained, served = ChosenRows(recorded.keys, rows.spec), ChosenRows(recorded.keys, rows.spec)
@@ -107,6 +108,7 @@ def export(
                 f"{checks.tower.samples} recorded samples, more than {TOLERANCE:g}; nothing was written"
             )
         _sync(folder)
+        offsets = rows.delta_offsets
         manifest = Manifest(
             name=config.name,
             version=version or f"step-{position.step}",
@@ -125,7 +127,7 @@ def export(
             labels=served_labels(config),
             model=dict(config.model),
             opset=OPSET,
-            offsets=_offsets(rows),
+            offsets=None if offsets is None else {str(partition): offset for partition, offset in offsets.items()},
             files=described_files(folder),
             checks=checks,
         )
@@ -194,7 +196,6 @@ def _restored(config: Config, schema: Schema, checkpoint: str | Path) -> tuple[M
     """The tower of a checkpoint, and where training stood."""
     with _dense_files(checkpoint) as folder:
         position = read_position(folder)[0]
-        torch.manual_seed(config.seed)
         model = model_of(config, schema)
         load_dense(folder, model)
     return model, position
@@ -232,13 +233,6 @@ def _unserved(spec: ClusterSpec) -> ClusterSpec:
     """Without optimizers: a bundle names no module that reading it would import."""
     tables = {name: unserved_table(table) for name, table in spec.tables.items()}
     return ClusterSpec(tables=tables, num_buckets=spec.num_buckets, seed=spec.seed)
-
-
-def _offsets(rows: RowsManifest) -> dict[str, int] | None:
-    """Where the delta stream goes on after the checkpoint's cut; None where its shards did not say."""
-    offsets = {str(part["shard"]): part.get("delta_offset") for part in rows.parts}
-    found = {partition: offset for partition, offset in offsets.items() if isinstance(offset, int)}
-    return found if len(found) == len(offsets) else None
 
 
 def _counting(rows: RowsManifest, report: Report) -> Sink:

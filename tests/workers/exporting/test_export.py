@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from ps.checkpoint import read_manifest
@@ -26,6 +27,9 @@ from workers.exporting.rows import ChosenRows, read_rows
 from workers.exporting.tower import TOLERANCE, difference, onnx_logits
 from workers.samples.schema import Schema
 from workers.serving.bundle import MANIFEST_FILE, is_bundle, read_bundle
+from workers.serving.columns import from_json
+from workers.serving.loading import load as load_served
+from workers.serving.request import Request
 from workers.serving.scores import scores_of
 from workers.training.job import predictions_of, train
 
@@ -102,6 +106,17 @@ def test_samples_score_as_from_the_trainer(trained, bundle):
     expected = scores_of(predictions.logits[:16], bundle.manifest.labels)["click"]
     np.testing.assert_allclose(examples["scores"]["click"], expected, rtol=0, atol=1e-6)
     assert {len(values) for values in examples["columns"].values()} == {16}
+
+
+def test_requests_score_as_from_the_trainer(trained, bundle):
+    """Through the server's own code, from the columns of a request on: hashes, rows, pooling, tower."""
+    recorded = record(trained.config, Schema(trained.config), 500)
+    model = load_served(bundle, threads=1).model
+    columns = json.loads(json.dumps(recorded.columns))
+    read = {name: from_json(f"candidates.{name}", columns[name]) for name in model.features.columns}
+    found = model.logits([model.features.read(Request("recorded", "", 500, {}, read))])[0]
+    _, predictions = predictions_of(trained.config, Path(trained.checkpoint), local=True)
+    assert difference(found, predictions.logits) <= TOLERANCE
 
 
 def test_the_manifest_says_what_serving_needs(trained, bundle):
@@ -195,6 +210,16 @@ def test_mistakes_are_one_line_and_leave_nothing(trained, tmp_path, arguments, s
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_its_packages_the_command_names_the_extra(trained):
+    """As where only `weir serve` is installed."""
+    script = "import sys; sys.modules['torch'] = None; from workers.cli import app; app()"
+    arguments = ["export", trained.file, "--checkpoint", trained.checkpoint, "--out", trained.folder / "none"]
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr == "weir: torch is not installed: pip install 'weir-ps[export]'\n"
+
+
 def test_a_damaged_checkpoint_is_refused_by_name(trained, tmp_path):
     copy = tmp_path / "checkpoints"
     shutil.copytree(Path(trained.checkpoint).parent, copy)
@@ -219,7 +244,9 @@ def test_increments_say_where_the_delta_stream_goes_on(trained, tmp_path):
     shutil.copytree(increments[-1].parent, copy)
     folder = copy / increments[-1].name
     _change_parts(folder, lambda part: part.update(delta_offset=7 + part["shard"]))
+    drawn = torch.random.get_rng_state()
     bundle = export(trained.config, folder, tmp_path / "out", version="v1")
+    assert torch.equal(drawn, torch.random.get_rng_state())
     assert bundle.offsets == {0: 7, 1: 8}
     assert (bundle.version, bundle.manifest.step) == ("v1", int(folder.name.removeprefix("step-")))
     assert bundle.manifest.tables["main"].rows == sum(read_manifest(folder).rows.values())
