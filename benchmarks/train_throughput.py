@@ -37,8 +37,9 @@ from ps.actor import connect_cluster, start_cluster, stop_cluster
 from ps.session import close_ray, open_ray
 from workers.config import Config
 from workers.models.layers import MLP, MLPParams
+from workers.readiness import make_ready
 from workers.samples.batch import Bags, Batch
-from workers.training.process import make_ready, use_threads
+from workers.training.process import use_threads
 from workers.training.progress import Reporter
 from workers.training.runs import Run
 from workers.training.scorer import Scorer

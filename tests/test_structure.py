@@ -35,8 +35,8 @@ LEVELS = [
     {"transport": ["ps.grpc_shell", "ps.transport"]},
     {
         "shard": [
-            "ps.applied", "ps.cut", "ps.deltas", "ps.execution", "ps.giving", "ps.holding", "ps.journal", "ps.moving",
-            "ps.pipe", "ps.request", "ps.schedule", "ps.shard", "ps.synchronous",
+            "ps.applied", "ps.cut", "ps.deltas", "ps.execution", "ps.giving", "ps.holding", "ps.journal", "ps.loading",
+            "ps.moving", "ps.pipe", "ps.request", "ps.schedule", "ps.shard", "ps.synchronous",
         ]
     },
     {"replica": ["ps.delta_folder", "ps.delta_lines", "ps.following", "ps.replica", "ps.served", "ps.turns"]},
@@ -58,13 +58,14 @@ LEVELS = [
             "ps.shard_process",
         ]
     },
-    {"config": ["workers.config", "workers.metrics"]},
+    {"config": ["workers.config", "workers.metrics", "workers.readiness"]},
     {"samples": ["workers.samples"], "models": ["workers.models"]},
-    {"training": ["workers.training"], "serving": ["workers.serving"]},
-    {"exporting": ["workers.exporting"]},
+    {"serving": ["workers.serving"]},
+    {"training": ["workers.training", "workers.exporting"]},
     {
         "command line": [
-            "workers", "workers.cli", "workers.inspect", "workers.planning", "workers.slots", "workers.text",
+            "workers", "workers.answering", "workers.cli", "workers.inspect", "workers.model_cli", "workers.planning",
+            "workers.slots", "workers.text",
         ]
     },
 ]  # fmt: skip

@@ -6,28 +6,25 @@ is left).
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated
 
 import typer
 
-from ps.errors import RequestError, WeirError
 from ps.resharding import Move
+from workers import model_cli
+from workers.answering import Json
+from workers.answering import answering as _answering
 from workers.config import load_config
-from workers.text import as_yaml
-from workers.training.runs import InterruptedRunError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(model_cli.app, name="model")
 
 ConfigPath = Annotated[Path, typer.Argument(help="a recipe, see configs/", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a setting, as in data.root=/data")
 ]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
 Slots = Annotated[bool, typer.Option("--slots", help="also rows, bytes, norms and coverage of every slot")]
 Local = Annotated[bool, typer.Option("--local", help="shards inside this process; needs no Ray")]
 
@@ -77,7 +74,9 @@ def export(
 
 @app.command()
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="what `weir export` wrote", show_default=False)],
+    bundle: Annotated[Path, typer.Argument(help="what `weir export` wrote, or a model directory", show_default=False)],
+    deltas: Annotated[str | None, typer.Option(help="directory of the stream of changes to follow")] = None,
+    shards: Annotated[str | None, typer.Option(help="or HOST:PORT of any shard, which streams them")] = None,
     host: Annotated[str | None, typer.Option(help="[127.0.0.1]")] = None,
     grpc_port: Annotated[int | None, typer.Option(help="[8500; 0 takes a free one]")] = None,
     http_port: Annotated[int | None, typer.Option(help="[8501; 0 takes a free one]")] = None,
@@ -103,6 +102,8 @@ def serve(
             "queue": queue,
             "security": token_file and {"token_file": token_file},
             "log": log and {"directory": log},
+            "deltas": deltas,
+            "shards": shards,
         }
         run(bundle, read_options(given, overrides or [], ServeOptions), answer)
 
@@ -138,12 +139,12 @@ def replica(
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="a checkpoint directory, or its URI", show_default=False)],
+    path: Annotated[str, typer.Argument(help="a bundle, a checkpoint directory, or its URI", show_default=False)],
     key: Annotated[str | None, typer.Option(help="FIELD=VALUE: show the row of one value", show_default=False)] = None,
     slots: Slots = False,
     as_json: Json = False,
 ) -> None:
-    """What a checkpoint holds: tables, rows, bytes, slots; verifies checksums; or one row."""
+    """What a checkpoint or a bundle holds: tables, rows, bytes, slots; verifies checksums; or one row."""
     from workers.inspect import inspect as run
     from workers.slots import shown
 
@@ -255,41 +256,6 @@ def status(config: ConfigPath, overrides: Overrides = None, slots: Slots = False
     with _answering(as_json, shown) as answer:
         recipe = load_config(config, overrides or [])
         answer(with_live_slots(run(recipe), recipe) if slots else run(recipe))
-
-
-@contextmanager
-def _answering(
-    as_json: bool, shown: Callable[[dict[str, Any]], str] = as_yaml
-) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A place to put the result, which `shown` makes text of; an error becomes one clear line on stderr and
-    the exit status that belongs to it.
-
-    Whatever else prints, such as Ray's threads, goes to stderr: stdout is the result's.
-    """
-    stdout = sys.stdout
-    with redirect_stdout(sys.stderr):
-        try:
-            yield lambda result: _print(result, shown, stdout if as_json else None)
-        except RequestError as error:
-            _fail(str(error), 2)
-        except InterruptedRunError as error:
-            _fail(str(error), 130)
-        except WeirError as error:
-            _fail(str(error), 1)
-        except KeyboardInterrupt:
-            _fail("interrupted", 130)
-
-
-def _fail(message: str, status: int) -> None:
-    print(f"weir: {message}", file=sys.stderr)
-    raise typer.Exit(status)
-
-
-def _print(result: dict[str, Any], shown: Callable[[dict[str, Any]], str], json_to: TextIO | None) -> None:
-    if json_to is not None:
-        print(json.dumps(result), file=json_to, flush=True)
-    else:
-        print(shown(result), file=sys.stderr, end="")
 
 
 def main() -> None:

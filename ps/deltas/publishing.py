@@ -74,6 +74,11 @@ class Publisher:
         return sum(pending.collected for pending in self._pending.values())
 
     @property
+    def saved_bytes(self) -> int:
+        """Of rows that were not published, for their keys changed again in the same window."""
+        return sum(each.num_saved * self._encoder.row_bytes(name) for name, each in self._pending.items())
+
+    @property
     def saturated(self) -> int:
         """Published elements that did not fit the codec."""
         return self._encoder.saturated
@@ -92,7 +97,7 @@ class Publisher:
     def num_waiting(self) -> int:
         """Keys that wait to be published."""
         waiting = sum(pending.num_keys for pending in self._pending.values())
-        return waiting + sum(len(keys) for _, _, keys in list(self._work))
+        return waiting + sum(len(keys) for _, _, keys in self._work.copy())
 
     @property
     def num_whole(self) -> int:

@@ -5,6 +5,7 @@ from workers.config.errors import ConfigError
 from workers.config.fields import Categorical, FeatureField, Label, Multi, Numeric
 from workers.config.job import Checkpoint, Cluster, Config
 from workers.config.load import load_config
+from workers.config.serving import Serving
 from workers.config.train import EarlyStopping, Plateau, Train
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Multi",
     "Numeric",
     "Plateau",
+    "Serving",
     "Train",
     "load_config",
 ]

@@ -18,6 +18,7 @@ from workers.config.data import Data
 from workers.config.errors import nearest
 from workers.config.fields import Categorical, FeatureField, LabelField, Multi, Numeric
 from workers.config.section import Section
+from workers.config.serving import Serving
 from workers.config.train import Train
 
 BUCKETS_PER_SHARD = 64
@@ -140,6 +141,7 @@ class Config(Section):
     train: Train = Train()
     cluster: Cluster = Cluster()
     checkpoint: Checkpoint = Checkpoint()
+    serving: Serving | None = None
     psfunc_modules: tuple[str, ...] = ()
     runs: str = "runs"
 
@@ -178,6 +180,10 @@ class Config(Section):
         if self.cluster.durability.mode == "checkpoint" and not self.checkpoint.is_regular:
             raise ValueError(
                 "cluster.durability.mode: checkpoint needs regular ones: checkpoint.every_steps or every_minutes"
+            )
+        if self.serving is not None and self.cluster.deltas is None:
+            raise ValueError(
+                "serving: towers are published beside a stream of the rows' changes; set cluster.deltas, {} will do"
             )
         if self.click is not None and self.click not in self.labels:
             raise ValueError(f"click: unknown label '{self.click}'" + nearest(self.click, self.labels))

@@ -181,7 +181,7 @@ def _write_tower(
             for name, scores in scores_of(expected[:EXAMPLE_SAMPLES], served_labels(config)).items()
         },
     }
-    (folder / EXAMPLES_FILE).write_text(json.dumps(examples, indent=1))
+    (folder / EXAMPLES_FILE).write_text(json.dumps(examples))
     return Checks(
         tower=tower,
         rows=written.differences,

@@ -20,7 +20,7 @@ from ps.chain import live_records
 from ps.checkpoint import Manifest
 from ps.errors import CheckpointError
 from ps.lifetime import Always
-from ps.record import Record, encode_record
+from ps.record import Record, encode_record, layout_digest
 from ps.serving_rows import RowEncoder
 from ps.spec import ClusterSpec, TableSpec
 from ps.storage.table import Table
@@ -71,9 +71,15 @@ def read_rows(manifest: Manifest) -> Iterator[tuple[str, int, Keys, Rows]]:
     Raises CheckpointError, also where there are not as many as the manifest says.
     """
     tables = {name: _scratch(name, manifest.spec, spec) for name, spec in manifest.spec.tables.items()}
+    layouts = {name: layout_digest(table.image_layout()) for name, table in tables.items()}
     counts = dict.fromkeys(tables, 0)
     for record, _ in live_records(manifest):
         table = tables[record.table]
+        if len(record.keys) and record.layout != layouts[record.table]:
+            raise CheckpointError(
+                f"{manifest.directory}: rows of table {record.table!r} have another layout than its spec gives here; "
+                "use the psfunc modules that the checkpoint was made with"
+            )
         for start in range(0, len(record.keys), _BLOCK_ROWS):
             keys = record.keys[start : start + _BLOCK_ROWS]
             table.write_images(keys, record.images[start : start + _BLOCK_ROWS])

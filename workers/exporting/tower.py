@@ -120,6 +120,8 @@ def export_tower(
         exported = torch.export.export(
             tower, example, dynamic_shapes=(tuple({0: torch.export.Dim("n")} for _ in names),)
         )
+        for node in exported.graph.nodes:
+            node.meta.pop("stack_trace", None)  # names files of this machine
         program = torch.onnx.export(
             exported,
             dynamo=True,
@@ -130,6 +132,8 @@ def export_tower(
             verbose=False,
         )
         assert program is not None
+        for described in program.model.graph:
+            described.metadata_props.clear()  # for developers of exporters; more than the graph itself
         program.save(str(path))
         if torch_path is not None:
             torch.export.save(exported, torch_path)
@@ -141,6 +145,9 @@ def export_tower(
     )
     for kind, found in (("ONNX", checks.onnx), ("torch.export", checks.torch_export)):
         if found is not None and not found <= TOLERANCE:
+            for written in (path, torch_path):
+                if written is not None:
+                    Path(written).unlink()
             raise BundleError(
                 f"{path}: the {kind} tower differs from the training model by {found:.2g} of the greatest logit on "
                 f"{checks.samples} recorded samples, more than {TOLERANCE:g}; nothing was written"

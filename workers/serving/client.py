@@ -55,8 +55,8 @@ class PredictionClient:
                 options.append(("grpc.ssl_target_name_override", security.tls.server_name))
             credentials = grpc.ssl_channel_credentials(identity.authority, identity.key, identity.certificate)
             self._channel = grpc.secure_channel(address, credentials, options)
-        self._predict = self._channel.unary_unary(f"/{SERVICE}/Predict")
-        self._describe = self._channel.unary_unary(f"/{SERVICE}/Describe")
+        self._predict = self._channel.unary_unary(f"/{SERVICE}/Predict", None, None)
+        self._describe = self._channel.unary_unary(f"/{SERVICE}/Describe", None, None)
 
     def predict(
         self,
@@ -77,7 +77,7 @@ class PredictionClient:
     def send(self, request: bytes, timeout_seconds: float | None = None) -> Answer:
         """The answer to the bytes of a PredictRequest."""
         try:
-            data = self._predict(request, timeout_seconds, self._metadata)
+            data = self.start(request, timeout_seconds).result()
         except grpc.RpcError as error:
             raise _error_of(error) from None
         reply = pb.PredictReply.FromString(data)
@@ -89,6 +89,10 @@ class PredictionClient:
             reply.request_id,
             reply.timings,
         )
+
+    def start(self, request: bytes, timeout_seconds: float | None = None) -> Any:
+        """The grpc.Future of a PredictReply's bytes."""
+        return self._predict.future(request, timeout_seconds, self._metadata)
 
     def describe(self) -> str:
         """The JSON text of what the model reads and answers."""
@@ -157,7 +161,8 @@ def _message_of(column: Column) -> pb.Column:
 
 def _error_of(error: grpc.RpcError) -> WeirError:
     """The error that the server raised, or what gRPC says instead of one."""
-    trailing = dict(error.trailing_metadata() or ())
+    metadata: Any = error.trailing_metadata() or ()
+    trailing = {key: value for key, value in metadata}  # noqa: C416
     code, details, name = error.code().name, error.details() or "", trailing.get(METADATA_KEY)
     if name is None and code in _OF_GRPC:
         return _OF_GRPC[code](details)

@@ -1,6 +1,6 @@
 """The values of one column of a request, whatever form they came in: checked arrays, ready to be hashed or read.
 
-    texts     data uint8 (UTF-8, end to end), offsets int64 [k + 1]       integers  int64 [k]
+    texts     data uint8 (UTF-8), offsets int64 [k + 1] into it           integers  int64 [k]
     numbers   float64 [k], finite                                         ids       uint64 [k]: hashed by the sender
 
 k values in as many rows; with `lengths` (int64 [rows]) a row has several. A missing value is an empty text, or marked
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,7 +32,9 @@ Kind = Literal["texts", "integers", "numbers", "ids"]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """values: the data of texts, else the array of the kind. place: names the column in errors."""
+    """values: the data of texts, which other columns may share; else the array of the kind. place: names the column in
+    errors. hashed: XXH64 of the texts, where they are known.
+    """
 
     place: str
     kind: Kind
@@ -40,6 +42,7 @@ class Column:
     offsets: NDArray[np.int64] | None = None
     lengths: NDArray[np.int64] | None = None
     missing: NDArray[np.bool_] | None = None
+    hashed: Keys | None = None
 
     @property
     def num_values(self) -> int:
@@ -55,6 +58,8 @@ class Column:
             hashes: Keys = self.values
         elif self.kind == "numbers":
             raise self.wrong("numbers with fractions are no categories; send texts, as the training data has them")
+        elif self.hashed is not None:
+            hashes = self.hashed
         elif self.offsets is not None:
             hashes = hash_packed(self.values, self.offsets)
         else:
@@ -76,9 +81,8 @@ class Column:
     def split(self, separator: str) -> Column:
         """The pieces of each row's text; of integers those of their decimal text."""
         values, offsets = (self.values, self.offsets) if self.offsets is not None else decimal_texts(self.values)
-        data, places = values.tobytes(), offsets.tolist()
         mark = separator.encode()
-        rows = [data[start:end].split(mark) for start, end in itertools.pairwise(places)]
+        rows = [text.split(mark) for text in _pieces(values, offsets)]
         if self.missing is not None:
             rows = [[] if is_missing else row for row, is_missing in zip(rows, self.missing.tolist(), strict=True)]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
@@ -101,8 +105,7 @@ class Column:
 
     def _texts(self) -> list[str]:
         assert self.offsets is not None
-        data, places = self.values.tobytes(), self.offsets.tolist()
-        return [data[start:end].decode() for start, end in itertools.pairwise(places)]
+        return [text.decode() for text in _pieces(self.values, self.offsets)]
 
     def _number(self, text: str) -> float:
         stripped = text.strip()
@@ -114,8 +117,18 @@ class Column:
         return value
 
 
-def from_message(place: str, column: pb.Column) -> Column:
-    """The column of a message. Raises MalformedError."""
+def from_messages(columns: Mapping[str, pb.Column]) -> dict[str, Column]:
+    """The columns of a message, by place. Raises MalformedError."""
+    texts = {
+        place: column.texts
+        for place, column in columns.items()
+        if column.HasField("texts") and not (column.lengths or column.missing)
+    }
+    read = _texts_at_once(texts) if texts else {}
+    return {place: read.get(place) or _from_message(place, column) for place, column in columns.items()}
+
+
+def _from_message(place: str, column: pb.Column) -> Column:
     kind = column.WhichOneof("values")
     if kind is None:
         raise MalformedError(place, "has no values")
@@ -143,6 +156,37 @@ def from_message(place: str, column: pb.Column) -> Column:
     if name == "numbers":
         _check_finite(place, values, missing)
     return Column(place, name, values, offsets, lengths, missing)
+
+
+def _texts_at_once(texts: Mapping[str, pb.Texts]) -> dict[str, Column]:
+    """Columns of plain texts, checked and hashed together, which takes a third of the time of one after another. What
+    is not ASCII, or wrong, is left to be read alone.
+    """
+    data = b"".join([each.data for each in texts.values()])
+    ends_of = [each.ends for each in texts.values()]
+    counts = np.fromiter(map(len, ends_of), np.int64, len(ends_of))
+    ends = b"".join(ends_of)
+    if (counts & 3).any() or not ends or not data.isascii():
+        return {}
+    counts >>= 2
+    sizes = np.fromiter((len(each.data) for each in texts.values()), np.int64, len(texts))
+    borders, last = np.cumsum(sizes), np.cumsum(counts)
+    offsets = np.zeros(len(ends) // 4 + 1, np.int64)
+    offsets[1:] = np.frombuffer(ends, "<u4")
+    offsets[1:] += np.repeat(borders - sizes, counts)
+    lengths = offsets[1:] - offsets[:-1]
+    if (
+        counts.min() == 0
+        or (offsets[last] != borders).any()
+        or not 0 <= lengths.min() <= lengths.max() <= MAX_TEXT_BYTES
+    ):
+        return {}
+    values = np.frombuffer(data, np.uint8) if data else _NO_TEXT
+    hashes, found, first = hash_packed(values, offsets), {}, 0
+    for place, end in zip(texts, last.tolist(), strict=True):
+        found[place] = Column(place, "texts", values, offsets[first : end + 1], hashed=hashes[first:end])
+        first = end
+    return found
 
 
 _ARRAYS: dict[str, tuple[str, Kind]] = {
@@ -201,6 +245,12 @@ def packed(texts: Sequence[str] | Sequence[bytes], data: bytes) -> tuple[NDArray
     offsets = np.zeros(len(texts) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=offsets[1:])
     return (np.frombuffer(data, np.uint8) if data else _NO_TEXT), offsets
+
+
+def _pieces(values: NDArray[np.uint8], offsets: NDArray[np.int64]) -> list[bytes]:
+    first = offsets[0]
+    data, places = values[first : offsets[-1]].tobytes(), (offsets - first).tolist()
+    return [data[start:end] for start, end in itertools.pairwise(places)]
 
 
 def _texts_of(place: str, texts: pb.Texts) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ps.keys import pack
+from ps.keys import ID_BITS, ID_MASK
 from ps.storage.unique import sum_by_key
 from ps.types import Floats, Keys, Rows
 from workers.config.errors import nearest
@@ -72,7 +72,6 @@ class Features:
         self._dense = {name: field for name, field in fields.items() if isinstance(field, Numeric) and field.is_dense}
         self.fields = dict(fields)
         self.tables: dict[str, tuple[str, ...]] = {}
-        self._slots: dict[str, int] = {}
         self._intervals: dict[str, Intervals] = {}
         for name, field in fields.items():
             if name in self._dense:
@@ -80,9 +79,13 @@ class Features:
             assert field.table is not None
             assert field.slot is not None
             self.tables[field.table] = (*self.tables.get(field.table, ()), name)
-            self._slots[name] = field.slot
             if isinstance(field, Numeric):
                 self._intervals[name] = Intervals(field, field.slot)
+
+        self._slot_bits = {
+            table: np.array([fields[name].slot for name in names], np.uint64) << np.uint64(ID_BITS)
+            for table, names in self.tables.items()
+        }
 
     @property
     def num_dense(self) -> int:
@@ -95,7 +98,7 @@ class Features:
         dense = np.empty((n, len(self._dense)), np.float32)
         for f, (name, field) in enumerate(self._dense.items()):
             dense[:, f] = _dense(columns[self._column_of[name]], field)
-        tables = {table: self._keys(names, columns, n) for table, names in self.tables.items()}
+        tables = {table: self._keys(table, columns, n) for table in self.tables}
         return Sample(n, tables, dense)
 
     def _columns(self, request: Request) -> dict[str, Column]:
@@ -120,27 +123,31 @@ class Features:
                     raise column.wrong(f"{column.num_rows} rows; {what}")
         return columns
 
-    def _keys(self, names: tuple[str, ...], columns: Mapping[str, Column], n: int) -> TableKeys:
+    def _keys(self, table: str, columns: Mapping[str, Column], n: int) -> TableKeys:
+        names = self.tables[table]
         parts: list[Keys] = []
-        starts, steps = np.zeros(len(names), np.int64), np.zeros(len(names), np.int64)
+        counts, starts, steps = [0] * len(names), [0] * len(names), [0] * len(names)
         num_keys, pooled = 0, _Pooled()
         for f, name in enumerate(names):
             column, field = columns[self._column_of[name]], self.fields[name]
             steps[f] = column.num_rows > 1
             starts[f] = num_keys
-            if isinstance(field, Multi):
-                hashes, lengths = _lists(column, field)
-                keys = pack(self._slots[name], hashes)
+            if isinstance(field, Categorical):
+                part = _single(column).hashes()
+            elif isinstance(field, Multi):
+                part, lengths = _lists(column, field)
                 starts[f] = pooled.add(f, lengths, num_keys, field.pooling == "mean")
-            elif isinstance(field, Categorical):
-                keys = pack(self._slots[name], _single(column).hashes())
             else:
-                keys = self._intervals[name].keys(_single(column).numbers())
-            parts.append(keys)
-            num_keys += len(keys)
-        starts[pooled.fields] += num_keys
-        places = starts + np.arange(n)[:, None] * steps
-        return TableKeys(np.concatenate(parts), places, pooled.bags())
+                part = self._intervals[name].keys(_single(column).numbers())
+            parts.append(part)
+            counts[f] = len(part)
+            num_keys += len(part)
+        keys = np.concatenate(parts) & ID_MASK
+        keys |= np.repeat(self._slot_bits[table], counts)
+        first = np.array(starts)
+        first[pooled.fields] += num_keys
+        places = first + np.arange(n)[:, None] * np.array(steps)
+        return TableKeys(keys, places, pooled.bags())
 
 
 class _Pooled:

@@ -103,11 +103,16 @@ class GrpcService:
             )
 
     def _predict(self, data: bytes, context: Any) -> bytes:
-        started = time.perf_counter()
         remaining = context.time_remaining()
-        timeout = self._options.timeout_seconds if remaining is None else remaining
+        return self.predict(data, self._options.timeout_seconds if remaining is None else remaining)
+
+    def predict(self, data: bytes, timeout: float) -> bytes:
+        """The bytes of a PredictReply to those of a PredictRequest, within so many seconds. Raises MalformedError,
+        LateError, OverloadedError and DrainingError.
+        """
+        started = time.perf_counter()
         request = read_message(data, self._options.max_candidates)
-        prediction = self._predictor.predict(request, started, timeout).result()
+        prediction = self._predictor.predict(request, started, timeout, may_wait=True).result()
         encoding = time.perf_counter()
         reply = encode(prediction)
         self._metrics.observe("encode", time.perf_counter() - encoding)

@@ -142,7 +142,12 @@ class HttpApplication:
     async def _readyz(self, request: Request) -> Response:
         model = self._predictor.model
         is_ready = self._predictor.is_ready
-        state = {"ready": is_ready, "version": model.version, "data_age_seconds": model.age_seconds()}
+        state = {
+            "ready": is_ready,
+            "version": model.version,
+            "data_age_seconds": model.age_seconds(),
+            "trouble": self._predictor.trouble() or None,
+        }
         return _json(state, 200 if is_ready else 503)
 
     async def _metrics_text(self, request: Request) -> Response:
@@ -165,6 +170,8 @@ class HttpService:
                 f"HTTP cannot listen on {options.host}:{options.http_port}: {error.strerror}; choose another "
                 "--http-port, or 0 for a free one"
             ) from error
+        # Accepted connections inherit it; asyncio sets it on sockets of its own making only.
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.port = int(self._socket.getsockname()[1])
         needs_certificate = tls is not None and tls.require_client_certificate
         config = uvicorn.Config(

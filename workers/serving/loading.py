@@ -68,10 +68,12 @@ def check_examples(bundle: Bundle, model: Model) -> float:
     """
     found = bundle.examples()
     try:
-        sample = _example_sample(model, found["columns"])
+        sample = example_sample(bundle, model)
         expected = np.array(found["logits"], np.float64)
         difference = np.abs(model.logits([sample])[0] - expected).max() / max(1.0, np.abs(expected).max())
-    except (MalformedError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, BundleError):
+            raise
         raise BundleError(f"{bundle.directory}: its examples cannot be scored: {error}; export again") from error
     said = bundle.manifest.checks.scores
     if not difference <= said + TOLERANCE:  # NaN, too
@@ -82,7 +84,12 @@ def check_examples(bundle: Bundle, model: Model) -> float:
     return float(difference)
 
 
-def _example_sample(model: Model, columns: dict[str, list[Any]]) -> Sample:
-    count = len(next(iter(columns.values())))
-    read = {name: from_json(f"candidates.{name}", columns[name]) for name in model.features.columns}
-    return model.features.read(Request("example", "", count, {}, read))
+def example_sample(bundle: Bundle, model: Model) -> Sample:
+    """The bundle's examples as one request. Raises BundleError."""
+    columns: Any = bundle.examples().get("columns")
+    try:
+        count = len(next(iter(columns.values())))
+        read = {name: from_json(f"candidates.{name}", columns[name]) for name in model.features.columns}
+        return model.features.read(Request("example", "", count, {}, read))
+    except (MalformedError, AttributeError, KeyError, StopIteration, TypeError, ValueError) as error:
+        raise BundleError(f"{bundle.directory}: its examples are no requests: {error!r}; export again") from error

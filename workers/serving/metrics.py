@@ -11,6 +11,11 @@ weir_serving_unknown_keys_total               keys without a row
 weir_serving_model{name,version}              1: the current one
 weir_serving_data_age_seconds                 since what the rows know of
 weir_serving_ready                            1: takes requests
+weir_serving_trouble                          1: another version should answer, or newer rows; /readyz says why not
+weir_serving_switches_total                   versions that took over
+weir_serving_refused_versions_total           versions that could not
+weir_serving_switch_seconds                   of the newest switch, from seeing the pointer to the first answer
+weir_serving_switch_bytes{when}               memory of the process then: before, peak (old and new rows side by side)
 weir_serving_log_records_total{outcome}       written, dropped
 """
 
@@ -24,6 +29,7 @@ from prometheus_client.registry import Collector
 
 from workers.serving.prediction_log import PredictionLog
 from workers.serving.predictor import Predictor
+from workers.serving.switching import Switcher
 
 _STAGES = ("decode", "wait", "rows", "tower", "encode")
 _BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -58,6 +64,10 @@ class Metrics:
         """Read their counters at every scrape."""
         self.registry.register(_PredictorCollector(predictor, log))
 
+    def watch_switches(self, switcher: Switcher) -> None:
+        """Read its counters at every scrape."""
+        self.registry.register(_SwitchCollector(switcher))
+
     def text(self) -> bytes:
         """What GET /metrics answers."""
         return generate_latest(self.registry)
@@ -88,8 +98,30 @@ class _PredictorCollector(Collector):
         if (age := model.age_seconds()) is not None:
             yield GaugeMetricFamily("weir_serving_data_age_seconds", "Age of what the rows know of", age)
         yield GaugeMetricFamily("weir_serving_ready", "Whether requests are taken", int(predictor.is_ready))
+        yield GaugeMetricFamily(
+            "weir_serving_trouble", "Whether something else should answer", bool(predictor.trouble())
+        )
         if self._log is not None:
             records = CounterMetricFamily("weir_serving_log_records", "Records of the log", labels=["outcome"])
             records.add_metric(["written"], self._log.num_written)
             records.add_metric(["dropped"], self._log.num_dropped)
             yield records
+
+
+class _SwitchCollector(Collector):
+    def __init__(self, switcher: Switcher) -> None:
+        self._switcher = switcher
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())  # else registering would collect
+
+    def collect(self) -> Iterator[Metric]:
+        switcher = self._switcher
+        yield CounterMetricFamily("weir_serving_switches", "Versions that took over", switcher.switches)
+        yield CounterMetricFamily("weir_serving_refused_versions", "Versions that could not", switcher.refused)
+        if (last := switcher.last) is not None:
+            yield GaugeMetricFamily("weir_serving_switch_seconds", "Seconds of the newest switch", last.seconds)
+            memory = GaugeMetricFamily("weir_serving_switch_bytes", "Memory of the newest switch", labels=["when"])
+            memory.add_metric(["before"], last.bytes_before)
+            memory.add_metric(["peak"], last.bytes_peak)
+            yield memory

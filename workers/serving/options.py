@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ps.byte_sizes import ByteSize
 from ps.security import SecurityOptions
@@ -32,6 +32,8 @@ class ServeOptions(Spec):
     batch_candidates: of small requests that are scored in one run. timeout_seconds: of requests that name none.
     drain_delay_seconds: after SIGTERM, how long requests are still taken while readiness says no. drain_seconds: how
     long those that were taken may then last. security: as for shards (docs/security.md).
+    deltas: the directory of the stream of changes that rows go on with (cluster.deltas.directory). shards: the address
+    of any shard, where there is no such directory here: they stream it. Neither: rows stay as the bundle has them.
     """
 
     host: str = "127.0.0.1"
@@ -48,6 +50,14 @@ class ServeOptions(Spec):
     drain_seconds: float = Field(default=30.0, ge=0, le=3600)
     security: SecurityOptions = Field(default_factory=lambda: SecurityOptions.model_validate({}))
     log: LogOptions | None = None
+    deltas: str | None = None
+    shards: str | None = None
+
+    @model_validator(mode="after")
+    def _one_stream(self) -> ServeOptions:
+        if self.deltas and self.shards:
+            raise ValueError("'deltas' and 'shards' are two ways to the same stream; give one")
+        return self
 
 
 class ReplicaOptions(Spec):

@@ -78,11 +78,14 @@ class Predictor:
         self._capacity, self._candidate_capacity = capacity, candidate_capacity
         self._batch_candidates, self._observe = batch_candidates, observe
         self.num_shed = self.num_late = self.num_runs = 0
+        # Why what answers is not what should: another version, or newer rows. Empty where it is.
+        self.trouble: Callable[[], str] = lambda: ""
         self._queue: deque[_Waiting] = deque()
         self._num_candidates = 0  # that wait
         self._num_taken = 0  # requests that are not answered yet
         self._is_ready, self._is_draining, self._is_closed = True, False, False
         self._changed = threading.Condition()
+        self._turn = threading.Lock()  # of whoever scores
         self._thread = threading.Thread(target=self._run, name="weir-scoring", daemon=True)
         self._thread.start()
 
@@ -111,9 +114,12 @@ class Predictor:
             before, self._model = self._model, model
         return before
 
-    def predict(self, request: Request, started: float, timeout_seconds: float = math.inf) -> Future[Prediction]:
-        """Take a request in. started: time.perf_counter when it came. Raises MalformedError, LateError,
-        OverloadedError and DrainingError; so may the future.
+    def predict(
+        self, request: Request, started: float, timeout_seconds: float = math.inf, *, may_wait: bool = False
+    ) -> Future[Prediction]:
+        """Take a request in. started: time.perf_counter when it came. may_wait: where nothing else is to be scored,
+        score it on this thread, which saves two changes of threads. Raises MalformedError, LateError, OverloadedError
+        and DrainingError; so may the future.
         """
         model = self._model
         if request.version and request.version != model.version:
@@ -130,10 +136,17 @@ class Predictor:
             if num_waiting >= self._capacity or too_many:
                 self.num_shed += 1
                 raise OverloadedError(f"{num_waiting} requests of {candidates} candidates wait already; back off")
-            self._queue.append(waiting)
-            self._num_candidates += sample.num_candidates
             self._num_taken += 1
-            self._changed.notify()
+            is_alone = may_wait and not num_waiting and self._turn.acquire(blocking=False)
+            if not is_alone:
+                self._queue.append(waiting)
+                self._num_candidates += sample.num_candidates
+                self._changed.notify()
+        if is_alone:
+            try:
+                self._answer([waiting])
+            finally:
+                self._turn.release()
         return waiting.answer
 
     def drain(self, timeout_seconds: float) -> bool:
@@ -152,27 +165,22 @@ class Predictor:
         self._thread.join()
 
     def _run(self) -> None:
-        while (batch := self._next()) is not None:
-            now = time.perf_counter()
-            late = [each for each in batch if each.deadline <= now]
-            for each in late:
-                each.answer.set_exception(LateError(f"the time was over after {now - each.arrived:.3f} s in the queue"))
-            self.num_late += len(late)
-            in_time = [each for each in batch if each.deadline > now]
-            if in_time:
-                self._score(in_time, now)
-            with self._changed:
-                self._num_taken -= len(batch)
-                self._changed.notify_all()
+        while self._wait():
+            with self._turn:
+                self._answer(self._next())
 
-    def _next(self) -> list[_Waiting] | None:
-        """The requests of the next run; None: there will be none."""
+    def _wait(self) -> bool:
+        """Until there is something to score. False: there will be nothing."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._is_closed)
             if self._is_closed:
                 for each in self._queue:
                     each.answer.set_exception(DrainingError("this server has ended; ask another one"))
-                return None
+            return not self._is_closed
+
+    def _next(self) -> list[_Waiting]:
+        """The requests of the next run: those that fit into it, of one model."""
+        with self._changed:
             batch = [self._queue.popleft()]
             total = batch[0].sample.num_candidates
             while self._queue and self._queue[0].model is batch[0].model:
@@ -182,6 +190,20 @@ class Predictor:
                 batch.append(self._queue.popleft())
             self._num_candidates -= sum(each.sample.num_candidates for each in batch)
             return batch
+
+    def _answer(self, batch: list[_Waiting]) -> None:
+        now = time.perf_counter()
+        late = [each for each in batch if each.deadline <= now]
+        for each in late:
+            each.answer.set_exception(LateError(f"the time was over after {now - each.arrived:.3f} s in the queue"))
+        self.num_late += len(late)
+        in_time = [each for each in batch if each.deadline > now] if late else batch
+        if in_time:
+            self._score(in_time, now)
+        with self._changed:
+            self._num_taken -= len(batch)
+            if self._is_draining:
+                self._changed.notify_all()
 
     def _score(self, batch: list[_Waiting], began: float) -> None:
         model = batch[0].model

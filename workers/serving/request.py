@@ -14,11 +14,12 @@ from google.protobuf.message import DecodeError
 
 from ps.wire import serving_pb2 as pb
 from ps.wire.reading import has_fewer_fields
-from workers.serving.columns import Column, from_json, from_message
+from workers.serving.columns import Column, from_json, from_messages
 from workers.serving.errors import MalformedError, TooLargeError
 
 MAX_COLUMNS = 4096  # as many as there are slots
 _OTHER_FIELDS = 16
+_HARMLESS_BYTES = 1 << 16  # of a message, whatever is in it
 REQUEST_ID = r"[!-~]{1,128}"
 _JSON_KEYS = ("request_id", "version", "shared", "candidates")
 
@@ -37,7 +38,7 @@ class Request:
 def read_message(data: bytes, max_candidates: int) -> Request:
     """The request of a PredictRequest's bytes. Raises MalformedError."""
     # Counted before parsing: an empty map entry is two bytes on the wire and hundreds in memory.
-    if not has_fewer_fields(data, 2 * MAX_COLUMNS + _OTHER_FIELDS):
+    if len(data) > _HARMLESS_BYTES and not has_fewer_fields(data, 2 * MAX_COLUMNS + _OTHER_FIELDS):
         raise TooLargeError("", f"more than {MAX_COLUMNS} columns")
     message = pb.PredictRequest()
     try:
@@ -45,12 +46,14 @@ def read_message(data: bytes, max_candidates: int) -> Request:
     except DecodeError:
         raise MalformedError("", f"{len(data)} bytes are no PredictRequest; field names must be UTF-8") from None
     _check_count(message.num_candidates, max_candidates)
+    shared = {f"shared.{name}": column for name, column in message.shared.items()}
+    columns = from_messages(shared | {f"candidates.{name}": column for name, column in message.candidates.items()})
     return Request(
         _request_id(message.request_id),
         message.version,
         message.num_candidates,
-        {name: from_message(f"shared.{name}", column) for name, column in message.shared.items()},
-        {name: from_message(f"candidates.{name}", column) for name, column in message.candidates.items()},
+        {name: columns[f"shared.{name}"] for name in message.shared},
+        {name: columns[f"candidates.{name}"] for name in message.candidates},
     )
 
 

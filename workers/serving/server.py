@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ps.delta_folder import DeltaFolder
+from ps.following import Follower, Source
 from ps.security import warn_if_open
-from workers.serving.bundle import read_bundle
+from workers.readiness import make_ready
+from workers.serving.bundle import is_bundle, read_bundle
 from workers.serving.grpc_service import GrpcService
 from workers.serving.http_service import HttpApplication, HttpService
 from workers.serving.loading import load
@@ -23,6 +26,8 @@ from workers.serving.options import ServeOptions
 from workers.serving.prediction_log import PredictionLog, RotatingFiles
 from workers.serving.predictor import Predictor
 from workers.serving.signals import until_signal
+from workers.serving.switching import Switcher
+from workers.serving.versions import Models
 
 
 @dataclass(frozen=True)
@@ -61,22 +66,22 @@ class PredictionServer:
         self._log = None if log is None else PredictionLog(RotatingFiles(log), log.rate)
         self.metrics.watch(self.predictor, self._log)
         application = HttpApplication(self.predictor, self.metrics, self._log, options)
-        self._grpc = GrpcService(self.predictor, self.metrics, self._log, options)
+        self.grpc = GrpcService(self.predictor, self.metrics, self._log, options)
         self._http = HttpService(application, options)
         host = f"[{options.host}]" if ":" in options.host else options.host
         scheme = "http" if options.security.tls is None else "https"
         self.address = Address(
-            f"{host}:{self._grpc.port}", f"{scheme}://{host}:{self._http.port}", model.name, model.version, os.getpid()
+            f"{host}:{self.grpc.port}", f"{scheme}://{host}:{self._http.port}", model.name, model.version, os.getpid()
         )
-        self._grpc.set_ready(True)
+        self.grpc.set_ready(True)
 
     def stop(self) -> None:
         """Say that it is not ready, answer what was taken in, and end."""
-        self._grpc.set_ready(False)
+        self.grpc.set_ready(False)
         self.predictor.stop_being_ready()
         time.sleep(self._options.drain_delay_seconds)
         self.predictor.drain(self._options.drain_seconds)
-        self._grpc.stop(self._options.drain_seconds)
+        self.grpc.stop(self._options.drain_seconds)
         self._http.stop()
         self.predictor.close()
         if self._log is not None:
@@ -84,14 +89,38 @@ class PredictionServer:
 
 
 def serve(directory: Path, options: ServeOptions, ready: Callable[[dict[str, Any]], None]) -> None:
-    """Serve a bundle until SIGTERM or Ctrl-C, then drain. ready: told once where it listens, and what it serves."""
+    """Serve a bundle, or what a model directory points to, until SIGTERM or Ctrl-C, then drain. ready: told once where
+    it listens, and what it serves.
+    """
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     with until_signal() as until_end:
         began = time.perf_counter()
-        loaded = load(read_bundle(directory), threads=options.threads)
-        server = PredictionServer(loaded.model, options)
-        gc.freeze()  # of numba alone there are 200,000 objects: a full collection would hold a request up for 0.1 s
+        sources, switcher, follower = sources_of(options), None, None
+        if is_bundle(directory):
+            loaded = load(read_bundle(directory), threads=options.threads)
+            model, num_rows = loaded.model, loaded.replica.num_rows
+            follower = sources and Follower(loaded.replica, sources())
+        else:
+            switcher = Switcher(Models(directory), sources, threads=options.threads)
+            model, num_rows = switcher.served.model, switcher.served.replica.num_rows
+        server = PredictionServer(model, options)
+        make_ready()
+        if switcher is not None:
+            server.metrics.watch_switches(switcher)
+            switcher.start(server.predictor)
+        if follower is not None:
+            server.predictor.trouble = lambda: follower.trouble
         seconds = round(time.perf_counter() - began, 3)
-        ready({**asdict(server.address), "rows": loaded.replica.num_rows, "seconds": seconds})
+        ready({**asdict(server.address), "rows": num_rows, "seconds": seconds})
         os.read(until_end, 1)
         server.stop()
+        for each in (switcher, follower):
+            if each is not None:
+                each.close()
+
+
+def sources_of(options: ServeOptions) -> Callable[[], Source] | None:
+    """The stream of changes that the options name."""
+    if options.deltas is not None:
+        return partial(DeltaFolder, options.deltas)
+    return None

@@ -20,6 +20,7 @@ from workers.models.losses import loss as loss_of
 from workers.models.model import Model
 from workers.models.registry import build_model, parse_params
 from workers.models.sync_batch_norm import convert_batch_norm
+from workers.readiness import make_ready
 from workers.samples.batch import Batch
 from workers.samples.dataset import Dataset
 from workers.samples.open import open_splits
@@ -27,8 +28,9 @@ from workers.samples.schema import Schema
 from workers.training.cluster import open_cluster
 from workers.training.evaluation import Predictions
 from workers.training.metrics_endpoint import serving_metrics
-from workers.training.process import make_ready, use_threads
+from workers.training.process import use_threads
 from workers.training.progress import Reporter
+from workers.training.publisher import Publisher
 from workers.training.runs import Run, open_run
 from workers.training.schedule import Schedule
 from workers.training.scorer import Scorer
@@ -63,6 +65,12 @@ def train(config: Config, *, local: bool = False) -> dict[str, Any]:
 
 def evaluate(config: Config, checkpoint: Path, *, local: bool = False) -> dict[str, Any]:
     """Metrics of a checkpoint on the test split."""
+    found, predictions = predictions_of(config, checkpoint, local=local)
+    return {**_tested(found, predictions, config), "checkpoint": str(checkpoint)}
+
+
+def predictions_of(config: Config, checkpoint: Path, *, local: bool = False) -> tuple[dict[str, float], Predictions]:
+    """Metrics of a checkpoint on the test split, and the predictions behind them."""
     schema = Schema(config)
     check(config, schema)
     splits = open_splits(config)
@@ -74,8 +82,7 @@ def evaluate(config: Config, checkpoint: Path, *, local: bool = False) -> dict[s
         with Reporter(None, quiet=True) as reporter:
             trainer = build_trainer(config, schema, splits, client, run, reporter, World())
             trainer.restore(checkpoint, weights_only=True, mapping=config.checkpoint.mapping)
-            found, predictions = trainer.evaluate("test")
-    return {**_tested(found, predictions, config), "checkpoint": str(checkpoint)}
+            return trainer.evaluate("test")
 
 
 def work(
@@ -108,8 +115,16 @@ def work(
                 reporter.say(f"continuing {run.directory} after step {trainer.position.step}")
             elif start := config.checkpoint.start_from:
                 trainer.start_from(Path(start), config.checkpoint.mapping)
+            if config.serving is not None:
+                trainer.publisher = Publisher(config, run.directory, world, reporter.say)
             make_ready()
-            trainer.fit()
+            try:
+                trainer.fit()
+                if trainer.publisher is not None:
+                    trainer.publisher.finish(trainer)
+            finally:
+                if trainer.publisher is not None:
+                    trainer.publisher.close()
             result = _result(trainer)
     if world.is_first:
         run.finish(result)
@@ -263,6 +278,7 @@ def _result(trainer: Trainer) -> dict[str, Any]:
         "evicted_rows": sum(table["evicted"] for table in tables),
         "refused_keys": sum(table["refused"] for table in tables),
         "dropped_gradients": stats["dropped_above"] + stats["dropped_below"],
+        **({} if trainer.publisher is None else trainer.publisher.result()),
         "checkpoint": str(checkpoint),
         "run": str(trainer.run.directory),
     }

@@ -148,7 +148,7 @@ def _same_learning(directory: Path, config: dict[str, Any]) -> bool:
 
 
 def _learning(config: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in config.items() if key not in ("cluster", "checkpoint", "runs")}
+    kept = {key: value for key, value in config.items() if key not in ("cluster", "checkpoint", "serving", "runs")}
     data = {key: value for key, value in kept.get("data", {}).items() if key not in ("root", "prefetch_batches")}
     client = {**config.get("cluster", {}).get("client", {})}
     begun = {name: config.get("checkpoint", {}).get(name) for name in ("start_from", "mapping")}

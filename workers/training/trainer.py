@@ -22,13 +22,14 @@ from workers.training.feed import Feed, feeds
 from workers.training.lifetimes import clicks_of, due_evictions, event_time_of
 from workers.training.position import Position, read_position, write_position
 from workers.training.progress import Reporter
+from workers.training.publisher import Publisher
 from workers.training.runs import InterruptedRunError, Run, keep_newest
 from workers.training.schedule import Schedule
 from workers.training.scorer import Scorer
 from workers.training.snapshots import Snapshots
 from workers.training.world import World
 
-EVALUATE, SAVE, STOP, EVICT = 1, 2, 4, 8
+EVALUATE, SAVE, STOP, EVICT, PUBLISH = 1, 2, 4, 8, 16
 
 
 @dataclass
@@ -48,10 +49,12 @@ class Trainer:
     world: World = field(default_factory=World)
     position: Position = field(default_factory=Position)
     latest_loss: float = float("nan")
+    latest_feed: Feed | None = None
     training_seconds: float = 0.0
     # When the newest checkpoint was complete, or training began.
     saved_at: float = field(default_factory=time.monotonic)
     snapshots: Snapshots | None = None
+    publisher: Publisher | None = None
     saving: tuple[PendingSave, Path, int | None] | None = None  # rank 0: what, where, how many then stay
     saved: Path | None = None  # rank 0: the latest incremental one, or what the next one begins from
 
@@ -81,7 +84,7 @@ class Trainer:
         self.position.batch += 1
         self.position.samples += feed.batch.size * self.world.size
         self.position.event_time = max(self.position.event_time, event_time)
-        self.latest_loss = float(loss.detach())
+        self.latest_loss, self.latest_feed = float(loss.detach()), feed
 
     def fit(self) -> None:
         """Train from the present position until the schedule or the epochs end; leaves the best weights loaded.
@@ -205,6 +208,8 @@ class Trainer:
                     self._evict()
                 if due & EVALUATE:
                     self._evaluate_valid()
+                if due & PUBLISH and self.publisher is not None:
+                    self.publisher.publish(self)
                 if due & (SAVE | STOP):
                     self._checkpoint(wait=bool(due & STOP), incremental=self.config.checkpoint.incremental)
                     last_saved = time.monotonic()
@@ -267,7 +272,7 @@ class Trainer:
         )
 
     def _due(self, seconds_since_save: float) -> int:
-        """What comes after this step, as a sum of EVALUATE, SAVE, STOP and EVICT."""
+        """What comes after this step, as a sum of EVALUATE, SAVE, STOP, EVICT and PUBLISH."""
         step, every = self.position.step, self.config.train.evaluate_every_steps
         options = self.config.checkpoint
         evaluate = bool(every and step % every == 0)
@@ -275,7 +280,9 @@ class Trainer:
             options.every_minutes and seconds_since_save >= 60 * options.every_minutes
         )
         evict = bool(due_evictions(self.scorer.tables, self.position.evicted_at, self.position.event_time))
-        return EVALUATE * evaluate + SAVE * save + STOP * self.run.stop_requested + EVICT * evict
+        publish = self.publisher is not None and self.publisher.is_due(step)
+        stop = self.run.stop_requested
+        return EVALUATE * evaluate + SAVE * save + STOP * stop + EVICT * evict + PUBLISH * publish
 
     def _evict(self) -> None:
         """Evict what is due, while no worker pushes."""

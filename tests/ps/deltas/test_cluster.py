@@ -3,13 +3,15 @@
 import os
 import signal
 import threading
+import urllib.request
 
 import numpy as np
 import pytest
 
 import ps
+from ps.checkpoint import read_manifest
 from ps.client import Client
-from ps.deltas.reading import find_partitions
+from ps.deltas.reading import PartitionReader, find_partitions, partition_folder
 from ps.deltas.serving import received
 from ps.errors import NotAllowedError, RequestError, TrimmedError
 from ps.placement import LocalCluster
@@ -57,12 +59,29 @@ def work(client, seed, rounds=8):
     client.flush()
 
 
+def assert_metrics(address, directory):
+    """What the first shard says of itself is what its partition has."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as reply:
+        lines = [line.split() for line in reply.read().decode().splitlines() if line.startswith("weir_deltas")]
+    found = {name.removeprefix("weir_deltas_"): float(value) for name, value in lines}
+    reader = PartitionReader(partition_folder(directory, 0))
+    batches = reader.read(1 << 30)
+    assert found["records_total"] == sum(batch.records for batch in batches) == reader.total
+    assert (found["batches_total"], found["next_offset"]) == (len(batches), reader.next_offset)
+    assert found["bytes_total"] < sum(path.stat().st_size for path in partition_folder(directory, 0).glob("*.deltas"))
+    assert found["collected_total"] > 0
+    assert found["oldest_seconds"] == found["waiting_keys"] == found["in_trouble"] == found["waiting_buckets"] == 0
+    reader.close()
+
+
 @pytest.mark.parametrize("placement", ["in-process", "process"])
 def test_streams_tell_what_shards_hold(tmp_path, placement):
     spec = spec_of(tmp_path)
     with LocalCluster(spec, shards=2, placement=placement) as cluster, cluster.connect() as client:
         work(client, 1)
         same_rows(client, tmp_path / "deltas")
+        if placement == "process":
+            assert_metrics(client.describe()[0]["metrics_address"], tmp_path / "deltas")
         transport = cluster._transport()
         follower = Follower(spec)
         for shard, address in enumerate(cluster.addresses):
@@ -146,6 +165,9 @@ def test_resharding_and_restore(tmp_path):
     with LocalCluster(spec, placement="process") as cluster, cluster.connect() as client:
         work(client, 1)
         client.save(str(tmp_path / "checkpoint"))
+        offsets = read_manifest(tmp_path / "checkpoint").delta_offsets
+        assert offsets is not None
+        assert offsets[0] <= client.mark("v1", step=1, data_time=0.0)[0]
         stop = threading.Event()
 
         def train():

@@ -1,0 +1,125 @@
+"""A version of a model directory becomes a model that answers: rows, as it has them or as they go on, and tower.
+
+What is there already is used: a tower that goes with the rows that serve is loaded beside them. Other rows are built in
+a replica of their own, while the ones that serve go on, so memory holds both until the old ones are let go.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ps.errors import UnavailableError
+from ps.following import Follower, Source
+from ps.replica import Replica
+from workers.serving.bundle import Bundle, read_bundle
+from workers.serving.fitting import check_tower
+from workers.serving.loading import example_sample, load
+from workers.serving.manifest import TOWER_FILE
+from workers.serving.model import Model
+from workers.serving.recorded import read_recorded
+from workers.serving.tower import Tower
+from workers.serving.versions import Models, Pointer, Version, VersionError, check_files
+
+Sources = Callable[[], Source]  # of the stream of changes; whoever follows it closes it
+_STALLED_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """What answers. follower: keeps the rows up; None where they stay as they are."""
+
+    pointer: Pointer
+    version: Version
+    model: Model
+    replica: Replica
+    follower: Follower | None
+
+
+class Behind(VersionError):
+    """The rows have not come to a version's markers yet; they will."""
+
+
+def build(
+    models: Models,
+    pointer: Pointer,
+    sources: Sources | None,
+    before: Served | None,
+    *,
+    threads: int,
+    wait_seconds: float,
+) -> Served:
+    """The version that a pointer names, ready to answer. before: what serves now. threads: of one run of the tower.
+    wait_seconds: for rows that go on to come to the version's markers.
+
+    Raises VersionError, BundleError, CheckpointError and DeltaError for what cannot be served as it is, Behind and
+    UnavailableError for what may be later. What serves now is as it was then.
+    """
+    version = models.version(pointer.version)
+    bundle = read_bundle(models.bundle_path(version))
+    if sources is None and version.is_dense:
+        raise VersionError(f"version {version.name!r} stands on a stream of changes: where is it? --deltas or --shards")
+    # Rows that stay as they are never go on again: they would not be those of their version while another is built.
+    if before is not None and before.version.bundle == version.bundle and not (pointer.pinned or before.pointer.pinned):
+        model, replica, follower = before.model, before.replica, before.follower
+    else:
+        loaded = load(bundle, threads=threads)
+        model, replica, follower = loaded.model, loaded.replica, None
+    model = _with_tower(models, bundle, version, model, threads)
+    started = None
+    try:
+        if pointer.pinned:
+            if sources is not None and version.markers is not None:
+                _advance(replica, sources(), version.markers)
+        elif sources is not None:
+            if follower is None:
+                follower = started = Follower(replica, sources())
+            _await(replica, version, wait_seconds)
+    except BaseException:
+        if started is not None:
+            started.close()
+        raise
+    return Served(pointer, version, model, replica, follower)
+
+
+def _advance(replica: Replica, source: Source, markers: Mapping[int, int]) -> None:
+    """Apply the stream up to the markers and nothing behind them."""
+    follower = Follower(replica, source, stop_at=markers)
+    try:
+        positions, moved_at = replica.positions, time.monotonic()
+        while not follower.wait_until_stopped(1.0):
+            if follower.needs_bundle:
+                raise VersionError(
+                    f"the stream has not all changes up to the version's markers any more: {follower.trouble}"
+                )
+            if positions != (positions := replica.positions):
+                moved_at = time.monotonic()
+            if time.monotonic() - moved_at > _STALLED_SECONDS:
+                raise UnavailableError(f"the stream brings no more, short of the version's markers: {follower.trouble}")
+    finally:
+        follower.close()
+
+
+def _await(replica: Replica, version: Version, seconds: float) -> None:
+    behind = {partition: offset + 1 for partition, offset in (version.markers or {}).items()}
+    if not replica.wait_until(behind, seconds):
+        raise Behind(
+            f"the rows have not come to the markers of version {version.name!r} after {seconds:g} s; waiting on"
+        )
+
+
+def _with_tower(models: Models, bundle: Bundle, version: Version, model: Model, threads: int) -> Model:
+    """The model with the version's own tower and name, after a first run."""
+    folder = models.path(version.name)
+    if version.is_dense:
+        check_files(folder, version)
+        check_tower(folder, read_recorded(folder))
+    tower = Tower(folder / TOWER_FILE, model.tower.inputs, len(model.labels), threads=threads)
+    model = replace(model, version=version.name, tower=tower)
+    scores = model.score([example_sample(bundle, model)])[0][0].scores
+    if not np.isfinite(scores).all():
+        raise VersionError(f"version {version.name!r} scores its bundle's examples with NaN or infinity")
+    return model
