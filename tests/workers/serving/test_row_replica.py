@@ -16,7 +16,7 @@ from ps.errors import RequestError, UnavailableError
 from ps.rows_client import RowsClient
 from ps.security import SecurityOptions
 from ps.serving_rows import serving_spec
-from tests.chaos.shards import freeze
+from tests.chaos.cluster import freeze
 from tests.ps.publishing import Publisher, keys_from
 from tests.test_structure import ROOT
 from tests.workers.serving.making import TRAINED, make_bundle
