@@ -179,6 +179,8 @@ class HttpService:
             application.asgi,
             log_level="warning",
             access_log=False,
+            loop="asyncio",
+            http="httptools",
             lifespan="off",
             ws="none",
             server_header=False,
