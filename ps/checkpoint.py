@@ -63,6 +63,15 @@ class Manifest:
         return {name: sum(rows.get(name, 0) for rows in held) for name in self.spec.tables}
 
     @property
+    def delta_offsets(self) -> dict[int, int] | None:
+        """By partition, from which offset on the delta stream says what changed since; None where none was published,
+        or the checkpoint is older than deltas.
+        """
+        found = {part["shard"]: part.get("delta_offset") for part in self.parts}
+        known = {shard: offset for shard, offset in found.items() if offset is not None}
+        return known if known and len(known) == len(found) else None
+
+    @property
     def num_bytes(self) -> int:
         """Of its own files of rows."""
         return sum(part["bytes"] for part in self.parts)
@@ -212,6 +221,7 @@ class _Part(BaseModel):
     rows: dict[str, Annotated[int, Field(ge=0, strict=True)]]
     held: dict[str, Annotated[int, Field(ge=0, strict=True)]] = {}
     increment: bool = Field(False, strict=True)
+    delta_offset: int | None = Field(None, ge=0, lt=1 << 63, strict=True)
 
 
 class _Start(BaseModel):

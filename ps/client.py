@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from ps import control
 from ps.cache import HotCache
-from ps.errors import RequestError, UnavailableError
+from ps.errors import RequestError
 from ps.lookup import Lookup, check_payload, check_psfunc, check_rows, count_shown, learning_rates, prepare, table_spec
 from ps.mapping import Restored
+from ps.marking import mark
 from ps.messages import READ, Execute, Identity, Pull
 from ps.options import ClientOptions
 from ps.psfunc import Counts, Kind, Psfunc
@@ -320,6 +321,13 @@ class Client:
             self._forget_cached(table)
         return restored
 
+    def mark(self, version: str, *, step: int, data_time: float) -> dict[int, int]:
+        """Publish all own pushes and what else has changed, then a version's marker; by partition the offset of its
+        batch (docs/deltas.md). Raises RequestError where the cluster publishes no deltas.
+        """
+        self.flush()
+        return mark(self._connection, version, step, data_time, seconds=self.options.retry.control_seconds)
+
     def stats(self) -> dict[str, float]:
         """Counts since the client was made: rounds, bytes on the wire, retries, the cache, rows that were not
         applied.
@@ -331,12 +339,7 @@ class Client:
 
         Raises UnavailableError when one does not answer.
         """
-        routing = self._connection.newest_routing()
-        found = control.statuses(self._connection.transport, routing.addresses)
-        for shard, (address, status) in enumerate(zip(routing.addresses, found, strict=True)):
-            if status is None:
-                raise UnavailableError(f"shard {shard} at {address} does not answer; `weir status` shows the cluster")
-        return [control.describe_status(status) for status in found if status is not None]
+        return control.describe(self._connection.transport, self._connection.newest_routing().addresses)
 
     def close(self) -> None:
         """Flush, raise what failed, and give back connections and whatever this client started."""

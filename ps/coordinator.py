@@ -39,8 +39,12 @@ class Lease:
 class Coordinator:
     """Single-threaded."""
 
-    def __init__(self, name: str, *, num_shards: int, num_buckets: int, lease_seconds: float = 10.0) -> None:
+    def __init__(
+        self, name: str, *, num_shards: int, num_buckets: int, lease_seconds: float = 10.0, first_epoch: int = 1
+    ) -> None:
+        """first_epoch: the least one that it proposes."""
         self.name = name
+        self._first_epoch = first_epoch
         self.num_shards = num_shards
         self._num_buckets = num_buckets
         self._lease_seconds = lease_seconds
@@ -124,7 +128,7 @@ class Coordinator:
         if owners is not None:
             routing = Routing(newest + 1, owners, addresses)
         elif self._routing is None:
-            routing = Routing.initial(self._num_buckets, addresses, newest + 1)
+            routing = Routing.initial(self._num_buckets, addresses, max(newest + 1, self._first_epoch))
         else:
             routing = Routing(newest + 1, self._routing.owners, addresses)
         self._proposed = (routing, {shard: lease.incarnation for shard, lease in self._leases.items()})

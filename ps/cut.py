@@ -63,7 +63,10 @@ class Cut:
     it is not sure of all is written.
     """
 
-    def __init__(self, holding: Holding, changed: Mapping[str, Changed] | None = None) -> None:
+    def __init__(
+        self, holding: Holding, changed: Mapping[str, Changed] | None = None, delta_offset: int | None = None
+    ) -> None:
+        """delta_offset: from which on the delta stream says all that changes from now on."""
         self._changed, is_owned = changed or {}, np.isin(np.arange(holding.spec.num_buckets), holding.owned)
         self._is_sure = {name: each.is_sure & is_owned for name, each in self._changed.items()}
         increments = {name: packed(sure) for name, sure in self._is_sure.items() if sure.any()}
@@ -78,6 +81,7 @@ class Cut:
         self._held = {name: int(table.rows_per_bucket[holding.owned].sum()) for name, table in holding.tables.items()}
         self._layouts = holding.layouts()
         self._applied = {name: applied.copy() for name, applied in holding.applied.items()}
+        self._deltas = {} if delta_offset is None else {"delta_offset": delta_offset}
         self._buckets, self._epoch = holding.owned.tolist(), holding.routing.epoch
         self._kept = {name: Kept(table, holding.owned) for name, table in holding.tables.items()}
         self._rows: dict[str, int] = {}
@@ -88,7 +92,7 @@ class Cut:
     def summary(self) -> dict[str, Any]:
         """What the manifest says of the file, once all pieces are out."""
         buckets = {"num_owned_buckets": len(self._buckets), "routing_epoch": self._epoch}
-        return {"rows": self._rows, "held": self._held, "increment": self._is_increment, **buckets}
+        return {"rows": self._rows, "held": self._held, "increment": self._is_increment, **buckets, **self._deltas}
 
     @property
     def memory_bytes(self) -> int:
@@ -157,8 +161,9 @@ class Cut:
 class Saves:
     """Those of one shard that have not ended. They mark as updates do, and go on beside them."""
 
-    def __init__(self, add: Add, answer: Answering) -> None:
-        self._add, self._answer = add, answer
+    def __init__(self, add: Add, answer: Answering, delta_offset: Callable[[], int | None]) -> None:
+        """delta_offset: as Cut has it, of now."""
+        self._add, self._answer, self._delta_offset = add, answer, delta_offset
         self._cuts: list[Cut] = []
         self._tracked: tuple[int, dict[str, Changed]] | None = None  # since which save, and what has changed
 
@@ -174,7 +179,7 @@ class Saves:
 
         def mark() -> Generator[None, None, Cut]:
             yield
-            cut = Cut(holding(), self._changed_since(holding(), asked))
+            cut = Cut(holding(), self._changed_since(holding(), asked), self._delta_offset())
             self._cuts.append(cut)
             return cut
 

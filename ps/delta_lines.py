@@ -9,17 +9,13 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
 
-import grpc
-
-from ps.deltas.batches import read_batches
+from ps.deltas.serving import received
 from ps.errors import DeltaError, UnavailableError, WeirError
 from ps.following import Delivery
 from ps.security import SecurityOptions
-from ps.transport import GrpcTransport, error_of
+from ps.transport import GrpcTransport
 from ps.wire import weir_pb2 as pb
 
 _STATUS_SECONDS = 2.0
@@ -32,7 +28,7 @@ class DeltaLines:
     def __init__(self, addresses: Sequence[str], security: SecurityOptions | None = None) -> None:
         """security: as the shards'. Raises RequestError for files that do not do."""
         self._given = tuple(addresses)
-        self._transport = GrpcTransport(security)
+        self._security, self._transport = security, GrpcTransport(security)
         self._lock = threading.Lock()
         self._epoch = -1
         self._places: dict[int, str] = {}  # by partition
@@ -66,7 +62,7 @@ class DeltaLines:
             address = self._places.get(partition)
         if address is None:
             raise UnavailableError(f"no shard has partition {partition}")
-        line = ShardLine(self._transport, address, next_offset, self._forget)
+        line = ShardLine(address, self._security, next_offset, self._forget)
         with self._lock:
             self._lines.add(line)
         return line
@@ -88,46 +84,34 @@ class DeltaLines:
 class ShardLine:
     """One stream. `read` by one thread, the rest by any."""
 
-    def __init__(self, transport: GrpcTransport, address: str, next_offset: int, forget: Any) -> None:
+    def __init__(
+        self, address: str, security: SecurityOptions | None, next_offset: int, forget: Callable[[ShardLine], None]
+    ) -> None:
         self._address, self._forget = address, forget
-        self._channel = transport.open(address)
-        ask = self._channel.unary_stream(
-            "/weir.v1.Shard/Deltas",
-            request_serializer=pb.DeltasRequest.SerializeToString,
-            response_deserializer=pb.DeltasReply.FromString,
-        )
-        self._call = ask(pb.DeltasRequest(next_offset=next_offset), metadata=transport.metadata)
-        self._replies: Iterator[pb.DeltasReply] = iter(self._call)
+        self._transport = GrpcTransport(security)  # of its own: closing it ends the stream
+        self._received = received(self._transport.deltas(address, next_offset), f"the stream of {address}")
         self._heard_at, self._is_silent = time.monotonic(), False
 
     def read(self) -> Delivery:
-        pieces = []
         try:
-            while True:
-                reply = next(self._replies)
-                self._heard_at = time.monotonic()
-                pieces.append(reply.frames)
-                if reply.offset:
-                    break
+            found = next(self._received)
         except StopIteration:
             raise UnavailableError(f"the shard at {self._address} ended the stream") from None
-        except grpc.RpcError as error:
-            if self._is_silent:
-                raise UnavailableError(f"the shard at {self._address} is silent") from None
-            raise error_of(error) from None
-        batches = read_batches(b"".join(pieces), f"the stream of {self._address}")
-        return Delivery(batches, time.time(), reply.offset >= reply.end_offset, reply.end_total)
+        except UnavailableError as error:
+            said = f"has said nothing for {_SILENT_SECONDS:g} s" if self._is_silent else f"does not answer: {error}"
+            raise UnavailableError(f"the shard at {self._address} {said}") from None
+        self._heard_at = time.monotonic()
+        is_end = 0 < found.end_offset <= found.next_offset
+        return Delivery(found.batches, time.time(), is_end, found.end_total or None)
 
     def cut_if_silent(self) -> None:
         """End it where the shard has said nothing for long: it is frozen, or the network is cut without a word."""
         if time.monotonic() - self._heard_at > _SILENT_SECONDS:
             self._is_silent = True
-            self._call.cancel()  # type: ignore[no-untyped-call]
+            self._transport.close()
 
     def close(self) -> None:
-        self._call.cancel()  # type: ignore[no-untyped-call]
-        with suppress(ValueError):  # closed already
-            self._channel.close()
+        self._transport.close()
         self._forget(self)
 
 

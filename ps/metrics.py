@@ -19,6 +19,15 @@ weir_journal_in_trouble              1 while the journal cannot be written, so t
 weir_journal_snapshots_total         completed
 weir_standby_state                   of a primary, mode replicated: 0 no standby, 1 it is filled, 2 updates wait for it
 weir_standby_behind_bytes            of the journal and of a filling, that wait for the standby
+weir_deltas_collected_total          keys that tables told of as changed; each is published once a window
+weir_deltas_records_total            rows and tombstones published; weir_deltas_batches_total, weir_deltas_bytes_total
+weir_deltas_saved_bytes_total        not published, for a key changed again in its window
+weir_deltas_oldest_seconds           for how long the oldest change that is not published waits
+weir_deltas_waiting_keys             that changed and are not published
+weir_deltas_waiting_buckets          to be published whole
+weir_deltas_next_offset              behind what is published; 0 before the partition is open
+weir_deltas_in_trouble               1 while the partition cannot be opened or written
+weir_deltas_saturated_total          elements that did not fit the codec
 weir_standby_silent_seconds          since the standby was heard of; beyond durability.standby_seconds nothing is served
 """
 
@@ -31,6 +40,7 @@ from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ps.deltas.publishing import Publisher
 from ps.errors import RequestError
 from ps.work import WorkThread
 
@@ -125,6 +135,8 @@ class _ShardCollector(Collector):
                 yield GaugeMetricFamily("weir_standby_state", "0 none, 1 being filled, 2 joined", state)
                 yield GaugeMetricFamily("weir_standby_behind_bytes", "Bytes that wait for the standby", behind)
                 yield GaugeMetricFamily("weir_standby_silent_seconds", "Since the standby was heard of", silent)
+        if (publisher := shard.outlet.publisher) is not None:
+            yield from _deltas(publisher)
         holding = shard.holding
         epoch = 0 if holding is None else holding.routing.epoch
         yield GaugeMetricFamily("weir_routing_epoch", "Routing epoch", epoch)
@@ -152,3 +164,18 @@ class _ShardCollector(Collector):
             keys.add_metric([name, "admission"], table.refused)
             keys.add_metric([name, "memory_limit"], table.turned_away)
         yield from (rows, memory, skew, limit, removed, keys)
+
+
+def _deltas(publisher: Publisher) -> Iterator[Metric]:
+    writer = publisher.writer
+    yield CounterMetricFamily("weir_deltas_collected", "Keys that changed", publisher.collected)
+    yield CounterMetricFamily("weir_deltas_records", "Rows and tombstones published", writer.num_records)
+    yield CounterMetricFamily("weir_deltas_batches", "Batches published", writer.num_batches)
+    yield CounterMetricFamily("weir_deltas_bytes", "Bytes published", writer.num_bytes)
+    yield CounterMetricFamily("weir_deltas_saved_bytes", "Bytes that windows saved", publisher.saved_bytes)
+    yield GaugeMetricFamily("weir_deltas_oldest_seconds", "Age of the oldest change", publisher.oldest_seconds)
+    yield GaugeMetricFamily("weir_deltas_waiting_keys", "Keys to be published", publisher.num_waiting)
+    yield GaugeMetricFamily("weir_deltas_waiting_buckets", "Buckets to be published", publisher.num_whole)
+    yield GaugeMetricFamily("weir_deltas_next_offset", "Behind what is published", writer.end_offset)
+    yield GaugeMetricFamily("weir_deltas_in_trouble", "Cannot be written", float(bool(writer.trouble)))
+    yield CounterMetricFamily("weir_deltas_saturated", "Elements that did not fit", publisher.saturated)

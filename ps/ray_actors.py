@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup
 
+from ps.control import first_epoch
 from ps.coordinator import Coordinator, Lease
 from ps.coordinator_metrics import coordinator_registry
 from ps.errors import WeirError, to_wire
@@ -47,7 +48,9 @@ class CoordinatorActor:
     def __init__(self, name: str, spec_json: str, num_shards: int, on_loopback: bool = False) -> None:
         self._spec_json = spec_json
         spec = ClusterSpec.model_validate_json(spec_json)
-        self._coordinator = Coordinator(name, num_shards=num_shards, num_buckets=spec.num_buckets)
+        self._coordinator = Coordinator(
+            name, num_shards=num_shards, num_buckets=spec.num_buckets, first_epoch=first_epoch(spec)
+        )
         self._groups: list[PlacementGroup] = []
         self._pairs = defaultdict[int, Authority](lambda: Authority(PAIR_LEASE_SECONDS))  # by shard
         host = "127.0.0.1" if on_loopback else ray.util.get_node_ip_address()

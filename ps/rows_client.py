@@ -41,8 +41,8 @@ class RowsClient:
         self._timeout = timeout_seconds
         self._transport = GrpcTransport(security)
         self._channel = self._transport.open(address)
-        self._lookup = self._channel.unary_unary(f"{_SERVICE}/Lookup")
-        self._status = self._channel.unary_unary(f"{_SERVICE}/Status")
+        self._lookup = self._channel.unary_unary(f"{_SERVICE}/Lookup", None, None)
+        self._status = self._channel.unary_unary(f"{_SERVICE}/Status", None, None)
 
     def lookup(self, table: str, keys: Keys, *, dtype: WireName = "fp32") -> Rows:
         """float32 [n, width] of any keys, duplicates too. dtype: how they travel; of fp32 the array cannot be written.

@@ -1,22 +1,22 @@
 """The gRPC shell of a shard: receives messages, hands them to the thread of work, carries errors over as statuses.
 
 A sync server with a pool of threads. Each message holds a thread until its answer is there, and so do those that wait
-for other ranks of their group: there are threads for a full queue, for a full group, and a few more, so that status
-always answers.
+for other ranks of their group: there are threads for a full queue, for a full group, for streams of deltas, and a few
+more, so that status always answers.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import grpc
 
-from ps.errors import RequestError
+from ps.errors import OverloadedError, RequestError
 from ps.grpc_shell import Gate, abort, credentials_of
 from ps.member import Member
 from ps.memory_limits import Threshold, thresholds_here
@@ -31,6 +31,7 @@ from ps.work import DEFAULT_CAPACITY, WorkThread
 
 _SPARE_THREADS = 8
 _TOKEN_REMEDY = "set cluster.security.token_file to the file that the shards were started with"
+_MAX_STREAMS = 64  # of deltas at a time; each holds a thread
 
 
 class ShardServer:
@@ -62,7 +63,7 @@ class ShardServer:
         made = shard(self.metrics.observe)  # before anybody can connect: one that recovers takes its time
         self.metrics_address = ""
         self._server = grpc.server(
-            ThreadPoolExecutor(capacity + MAX_WORLD + _SPARE_THREADS, thread_name_prefix="weir-grpc"),
+            ThreadPoolExecutor(capacity + MAX_WORLD + _SPARE_THREADS + _MAX_STREAMS, thread_name_prefix="weir-grpc"),
             interceptors=[] if token is None else [Gate(token, self._refused, "this shard", _TOKEN_REMEDY)],
             options=[
                 ("grpc.max_receive_message_length", limits.max_message_bytes),
@@ -119,6 +120,7 @@ class _Servicer:
 
     def __init__(self, server: ShardServer, max_message_bytes: int) -> None:
         self._server, self._max_bytes = server, max_message_bytes
+        self._streams = threading.BoundedSemaphore(_MAX_STREAMS)
 
     def handlers(self) -> Any:
         methods: tuple[Callable[[bytes], Any], ...] = (
@@ -129,18 +131,18 @@ class _Servicer:
             self.status,
             self.give,
             self.take,
+            self.mark,
         )
         if self._server.member is not None:
             methods += (self.pair, self.replicate)
-        return grpc.method_handlers_generic_handler(
-            "weir.v1.Shard",
-            {
-                method.__name__.capitalize(): grpc.unary_unary_rpc_method_handler(
-                    partial(_answer, method), response_serializer=lambda reply: reply.SerializeToString()
-                )
-                for method in methods
-            },
-        )
+        made = {
+            method.__name__.capitalize(): grpc.unary_unary_rpc_method_handler(
+                partial(_answer, method), response_serializer=_serialize
+            )
+            for method in methods
+        }
+        made["Deltas"] = grpc.unary_stream_rpc_method_handler(self.deltas, response_serializer=_serialize)
+        return grpc.method_handlers_generic_handler("weir.v1.Shard", made)
 
     def execute(self, data: bytes) -> pb.Reply:
         try:
@@ -170,6 +172,19 @@ class _Servicer:
     def take(self, data: bytes) -> pb.TakeReply:
         return self._server.work.take(read_control(pb.TakeRequest(), data, self._max_bytes)).result()
 
+    def mark(self, data: bytes) -> pb.MarkReply:
+        return self._server.work.mark(read_control(pb.MarkRequest(), data)).result()
+
+    def deltas(self, data: bytes, context: grpc.ServicerContext) -> Iterator[pb.DeltasReply]:
+        if not self._streams.acquire(blocking=False):
+            abort(context, OverloadedError(f"{_MAX_STREAMS} replicas follow this shard; read its files, or wait"))
+        try:
+            yield from self._server.work.deltas(read_control(pb.DeltasRequest(), data), context.is_active)
+        except Exception as error:
+            abort(context, error)
+        finally:
+            self._streams.release()
+
     def status(self, data: bytes) -> pb.StatusReply:
         request = read_control(pb.StatusRequest(), data)
         reply = self._server.work.status(wants_buckets=request.wants_buckets)
@@ -186,6 +201,11 @@ class _Servicer:
         assert self._server.member is not None
         self._server.member.replicate(read_frames(data)).result()
         return pb.ReplicateReply()
+
+
+def _serialize(reply: Any) -> bytes:
+    data: bytes = reply.SerializeToString()
+    return data
 
 
 def _answer(method: Callable[[bytes], Any], data: bytes, context: grpc.ServicerContext) -> Any:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
 from ps.cut import ALL_ROWS, Mark, Saves, Sink
+from ps.deltas.batches import Marker
 from ps.deltas.outlet import Outlet
 from ps.errors import JournalError, RequestError, WeirError, WrongEpochError
 from ps.execution import execute, execute_group, is_new
@@ -31,7 +32,7 @@ from ps.journal.filling import Filling
 from ps.journal.journal import Journal, logged
 from ps.journal.recovery import Recovered
 from ps.journal.snapshot import SnapshotWriter
-from ps.record import Record
+from ps.loading import Incoming, replace_rows
 from ps.request import CheckedRequest
 from ps.routing import Routing
 from ps.schedule import Job, Mode, Schedule
@@ -90,7 +91,7 @@ class Shard:
         self._group_steps: deque[tuple[int, int]] = deque(maxlen=64)  # (generation, step) applied last
         if recovered is not None:
             self.adopt(recovered)
-        self._saves = Saves(self._add, self._answer)
+        self._saves = Saves(self._add, self._answer, lambda: self.outlet.next_offset)
         self._running: dict[Place, _Waiting] = {}  # messages of group steps that are being applied
         self._max_clients, self._max_idle_seconds = max_clients, max_idle_seconds
         self._expired_at = clock()
@@ -231,30 +232,33 @@ class Shard:
         """
         self._saves.begin(self._placed, sink, answer, marked, asked)
 
-    def restore(self, records: Iterable[Record], expired: dict[str, list[int]], answer: Future[int]) -> None:
-        """Drop every row, then load the records of owned buckets. `answer`: how many rows."""
+    def restore(self, incoming: Incoming, answer: Future[int | None]) -> None:
+        """Drop every row, then load the records of owned buckets. `answer`: how many rows, or None where nothing was
+        done, for there are rows, and records that were not checked could cost them.
+        """
 
-        def work() -> Generator[None, None, int]:
+        def work() -> Generator[None, None, int | None]:
             holding = self._placed()
+            if holding.num_rows and not incoming.is_checked:
+                return None
             holding.least_epoch = holding.routing.epoch
             for waiting in self._groups.clear():
                 self._fail(waiting.answers, WrongEpochError("a restore began while other ranks were missing"))
             self._group_steps.clear()
             self._saves.cancel("a restore began before all was saved")
-            holding.clear()
-            num_rows = 0
-            for record in records:
-                num_rows += holding.load(record, now=self._clock())
-                if holding.changes is not None:
-                    holding.changes.forget()  # all rows are written at the end
-                yield
-            for table, ids in expired.items():
-                holding.applied[table].load_expired(ids)
+            num_rows = yield from replace_rows(holding, incoming, self._clock)
             if self.journal is not None:
                 yield from self._journal_all(holding, self.journal)
             return num_rows
 
         self._add("alone", work(), lambda result, error: self._answer_update([answer], result, error))
+
+    def mark(self, marker: Marker, answer: Future[int]) -> None:
+        """Publish a version's marker behind all that has changed so far. `answer`: the offset of its batch."""
+        try:
+            self.outlet.mark(marker, answer)
+        except WeirError as error:
+            self._fail([answer], error)
 
     def run(self, mode: Mode, work: Callable[[Holding], Generator[None, None, T]], answer: Future[T]) -> None:
         """Run work on what the shard holds. `answer`: its result, once the journal has what it changed."""

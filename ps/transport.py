@@ -7,7 +7,7 @@ ps/errors.py. No retries here: those live in ps/rounds.py.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -17,7 +17,9 @@ from ps.errors import METADATA_KEY, NotAllowedError, RequestError, UnavailableEr
 from ps.security import SecurityOptions, client_identity, read_token, token_metadata
 from ps.wire import weir_pb2 as pb
 
-Method: TypeAlias = Literal["Execute", "Assign", "Save", "Restore", "Status", "Give", "Take", "Pair", "Replicate"]
+Method: TypeAlias = Literal[
+    "Execute", "Assign", "Save", "Restore", "Status", "Give", "Take", "Pair", "Replicate", "Mark"
+]
 REPLIES: Mapping[Method, Any] = {
     "Execute": pb.Reply,
     "Assign": pb.AssignReply,
@@ -28,6 +30,7 @@ REPLIES: Mapping[Method, Any] = {
     "Take": pb.TakeReply,
     "Pair": pb.PairReply,
     "Replicate": pb.ReplicateReply,
+    "Mark": pb.MarkReply,
 }
 CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     # A cut connection without a reset is noticed after keepalive_time + keepalive_timeout, and only while a call waits.
@@ -65,6 +68,12 @@ class Transport(Protocol):
         """Send one message and return the future of its reply."""
         ...
 
+    def deltas(self, address: str, next_offset: int) -> Iterator[pb.DeltasReply]:
+        """A shard's delta stream from an offset on, without end; closing the iterator hangs up. Raises what the shard
+        raises, and UnavailableError where it cannot be reached (any more).
+        """
+        ...
+
     def close(self) -> None:
         """Give back connections. Futures still open resolve with UnavailableError."""
         ...
@@ -90,7 +99,7 @@ class GrpcTransport:
         if security.tls is not None and security.tls.server_name is not None:
             self._options += (("grpc.ssl_target_name_override", security.tls.server_name),)
         self._channels: dict[str, grpc.Channel] = {}
-        self._methods: dict[tuple[str, Method], Any] = {}
+        self._methods: dict[tuple[str, str], Any] = {}
         self._lock = threading.Lock()
         self._closed = False
 
@@ -104,6 +113,20 @@ class GrpcTransport:
         call.add_done_callback(lambda done: _resolve(answer, done, timeout_seconds))
         return answer
 
+    def deltas(self, address: str, next_offset: int) -> Iterator[pb.DeltasReply]:
+        try:
+            call = self._method(address, "Deltas")(pb.DeltasRequest(next_offset=next_offset), metadata=self.metadata)
+        except ValueError:
+            raise ClosedError("the client was closed") from None
+        try:
+            yield from call
+        except grpc.FutureCancelledError:
+            raise ClosedError("the client was closed") from None
+        except grpc.RpcError as error:
+            raise error_of(error) from None
+        finally:
+            call.cancel()
+
     def close(self) -> None:
         with self._lock:
             self._closed = True
@@ -111,7 +134,7 @@ class GrpcTransport:
         for channel in channels.values():
             channel.close()
 
-    def _method(self, address: str, method: Method) -> Any:
+    def _method(self, address: str, method: Method | Literal["Deltas"]) -> Any:
         with self._lock:
             if self._closed:
                 raise ValueError("closed")
@@ -120,10 +143,15 @@ class GrpcTransport:
                 channel = self._channels.get(address)
                 if channel is None:
                     channel = self._channels[address] = self.open(address)
-                known = self._methods[address, method] = channel.unary_unary(
+                make, reply = (
+                    (channel.unary_stream, pb.DeltasReply)
+                    if method == "Deltas"
+                    else (channel.unary_unary, REPLIES[method])
+                )
+                known = self._methods[address, method] = make(
                     f"/weir.v1.Shard/{method}",
                     request_serializer=_serialize,
-                    response_deserializer=REPLIES[method].FromString,
+                    response_deserializer=reply.FromString,
                 )
             return known
 
@@ -150,6 +178,10 @@ class Host(Protocol):
     def give(self, request: pb.GiveRequest) -> pb.GiveReply: ...
 
     def take(self, request: pb.TakeRequest) -> Future[pb.TakeReply]: ...
+
+    def mark(self, request: pb.MarkRequest) -> Future[pb.MarkReply]: ...
+
+    def deltas(self, request: pb.DeltasRequest, goes_on: Callable[[], bool]) -> Iterator[pb.DeltasReply]: ...
 
 
 class InProcessTransport:
@@ -178,6 +210,13 @@ class InProcessTransport:
                 answer.set_exception(error)
         return answer
 
+    def deltas(self, address: str, next_offset: int) -> Iterator[pb.DeltasReply]:
+        host = self._hosts.get(address)
+        if host is None:
+            raise UnavailableError(f"no shard has the address {address!r} in this process")
+        yield from host.deltas(pb.DeltasRequest(next_offset=next_offset), lambda: not self._closed)
+        raise ClosedError("the client was closed")
+
     def close(self) -> None:
         self._closed = True
         self._blocking.shutdown(wait=False)
@@ -196,6 +235,8 @@ class InProcessTransport:
             return self._blocking.submit(host.give, message)
         if method == "Take":
             return host.take(message)
+        if method == "Mark":
+            return host.mark(message)
         return self._blocking.submit(host.status, wants_buckets=message.wants_buckets)
 
 

@@ -35,8 +35,8 @@ LEVELS = [
     {"transport": ["ps.grpc_shell", "ps.transport"]},
     {
         "shard": [
-            "ps.applied", "ps.cut", "ps.deltas", "ps.execution", "ps.giving", "ps.holding", "ps.journal", "ps.moving",
-            "ps.pipe", "ps.request", "ps.schedule", "ps.shard", "ps.synchronous",
+            "ps.applied", "ps.cut", "ps.deltas", "ps.execution", "ps.giving", "ps.holding", "ps.journal", "ps.loading",
+            "ps.moving", "ps.pipe", "ps.request", "ps.schedule", "ps.shard", "ps.synchronous",
         ]
     },
     {"replica": ["ps.delta_folder", "ps.delta_lines", "ps.following", "ps.replica", "ps.served", "ps.turns"]},
@@ -47,8 +47,8 @@ LEVELS = [
     },
     {
         "client": [
-            "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.messages", "ps.pusher", "ps.resharding",
-            "ps.rounds", "ps.rows_client", "ps.saving", "ps.sending", "ps.tally", "ps.unsettled",
+            "ps.cache", "ps.client", "ps.control", "ps.hot", "ps.lookup", "ps.marking", "ps.messages", "ps.pusher",
+            "ps.resharding", "ps.rounds", "ps.rows_client", "ps.saving", "ps.sending", "ps.tally", "ps.unsettled",
         ]
     },
     {
@@ -58,7 +58,7 @@ LEVELS = [
             "ps.shard_process",
         ]
     },
-    {"config": ["workers.config", "workers.metrics"]},
+    {"config": ["workers.config", "workers.metrics", "workers.readiness"]},
     {"samples": ["workers.samples"], "models": ["workers.models"]},
     {"serving": ["workers.serving"]},
     {"training": ["workers.training", "workers.exporting"]},
@@ -77,7 +77,6 @@ LIBRARIES = {
     "numba": ["ps.storage.kernels"],
     "llvmlite": ["ps.storage.kernels"],
     "grpc": [
-        "ps.delta_lines",
         "ps.grpc_shell",
         "ps.replica_service",
         "ps.rows_client",
@@ -91,6 +90,7 @@ LIBRARIES = {
         "ps.ray_directory",
         "ps.ray_resharding",
         "ps.session",
+        "workers.serving.on_ray",
         "workers.training.group",
     ],
     "torch": ["workers.models", "workers.training", "workers.exporting"],

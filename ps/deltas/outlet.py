@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 
@@ -13,9 +13,11 @@ from ps.deltas.encoding import BatchEncoder
 from ps.deltas.partition import Partition
 from ps.deltas.publishing import Publisher, RunJob
 from ps.deltas.reading import partition_folder
+from ps.deltas.serving import replies_of
 from ps.deltas.writer import Writer
 from ps.errors import RequestError
 from ps.holding import Holding
+from ps.wire import weir_pb2 as pb
 
 
 class Outlet:
@@ -66,15 +68,25 @@ class Outlet:
 
     def mark(self, marker: Marker, answer: Future[int]) -> None:
         """As Publisher.mark. Raises RequestError where nothing is published."""
-        if self.publisher is None:
-            raise RequestError("this cluster publishes no deltas; set cluster.deltas")
-        self.publisher.mark(marker, answer)
+        self._published().mark(marker, answer)
+
+    def replies(self, next_offset: int, goes_on: Callable[[], bool]) -> Iterator[pb.DeltasReply]:
+        """As serving.replies_of, on any thread. Raises RequestError where nothing is published."""
+        publisher = self._published()
+        assert publisher.options.directory is not None
+        folder = partition_folder(publisher.options.directory, publisher.shard)
+        return replies_of(folder, publisher.writer, next_offset, goes_on)
 
     def close(self) -> None:
         """Publish no more."""
         if self.publisher is not None:
             self.publisher.close()
             self.publisher = None
+
+    def _published(self) -> Publisher:
+        if self.publisher is None:
+            raise RequestError("this cluster publishes no deltas; set cluster.deltas")
+        return self.publisher
 
 
 def _is_same(options: DeltaOptions, others: DeltaOptions) -> bool:

@@ -31,11 +31,13 @@ class Taken(NamedTuple):
 
 
 class Pending:
-    """ps.storage.watching.Watcher of its table until `close`. Counter: collected, keys and buckets told of so far."""
+    """ps.storage.watching.Watcher of its table until `close`. Counters, so far: collected, keys and buckets told of;
+    num_saved, keys that changed again in their window.
+    """
 
     def __init__(self, table: Table, happened: Callable[[bool], None]) -> None:
         """happened: called for every change, given whether buckets are to come whole. None is owned, at first."""
-        self.collected = 0
+        self.collected = self.num_saved = 0
         self._table, self._happened = table, happened
         self._is_owned = np.zeros(table.num_buckets, np.bool_)
         self._is_whole = np.zeros(table.num_buckets, np.bool_)
@@ -99,7 +101,7 @@ class Pending:
     def changing(self, keys: Keys) -> None:
         self.collected += len(keys)
         self._make_room(len(keys))
-        self._changed.add(np.ascontiguousarray(keys, np.uint64))
+        self.num_saved += len(keys) - len(self._changed.add(np.ascontiguousarray(keys, np.uint64)))
         self._happened(False)
 
     def removing(self, keys: Keys) -> None:

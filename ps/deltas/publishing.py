@@ -54,6 +54,7 @@ class Publisher:
     ) -> None:
         """Begins with every owned bucket. run_job: as Shard has it. clock: seconds, monotonic. now: unix seconds."""
         self.writer, self.options, self.num_failed = writer, options, 0
+        self.shard = holding.shard
         self._holding, self._encoder, self._run_job = holding, encoder, run_job
         self._clock, self._now = clock, now
         self._opened: float | None = None  # when the window began, on the clock
@@ -71,6 +72,11 @@ class Publisher:
     def collected(self) -> int:
         """Keys and buckets that tables have told of."""
         return sum(pending.collected for pending in self._pending.values())
+
+    @property
+    def saved_bytes(self) -> int:
+        """Of rows that were not published, for their keys changed again in the same window."""
+        return sum(each.num_saved * self._encoder.row_bytes(name) for name, each in self._pending.items())
 
     @property
     def saturated(self) -> int:
@@ -91,7 +97,7 @@ class Publisher:
     def num_waiting(self) -> int:
         """Keys that wait to be published."""
         waiting = sum(pending.num_keys for pending in self._pending.values())
-        return waiting + sum(len(keys) for _, _, keys in list(self._work))
+        return waiting + sum(len(keys) for _, _, keys in self._work.copy())
 
     @property
     def num_whole(self) -> int:

@@ -43,7 +43,7 @@ class Writer:
         self.num_batches = self.num_bytes = self.num_records = 0
         self.backlog_bytes = 0
         self.next_offset, self.total = first, 0
-        self.end_offset = 0  # next offset behind what is written; 0 before the partition is open
+        self.end_offset = self.end_total = 0  # next offset behind what is written; 0 before the partition is open
         self._open_partition, self._options = open_partition, options
         self._items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._waiting: deque[float] = deque()  # `since` of batches that are not written
@@ -57,6 +57,10 @@ class Writer:
     def is_ready(self) -> bool:
         """Whether it takes a batch: the partition is open, and little waits for the disk."""
         return self.end_offset > 0 and self.backlog_bytes <= self._options.backlog_bytes
+
+    @property
+    def is_closed(self) -> bool:
+        return self._stopping.is_set()
 
     @property
     def since(self) -> float | None:
@@ -77,9 +81,11 @@ class Writer:
         self._items.put(item)
 
     def wait(self, offset: int, seconds: float) -> bool:
-        """Wait until a batch of this offset or a later one is written. False after so many seconds."""
+        """Wait until a batch of this offset or a later one is written; 0: until the partition is open. False after so
+        many seconds.
+        """
         with self._changed:
-            return self._changed.wait_for(lambda: self.end_offset > offset or self._stopping.is_set(), seconds)
+            return self._changed.wait_for(lambda: self.end_offset > offset or self.is_closed, seconds)
 
     def use(self, options: DeltaOptions) -> None:
         """Other options from now on."""
@@ -120,7 +126,7 @@ class Writer:
         self._say("")
         with self._changed:
             self.next_offset, self.total = partition.next_offset, partition.total
-            self.end_offset = partition.next_offset
+            self.end_offset, self.end_total = partition.next_offset, partition.total
             self._changed.notify_all()
         return partition
 
@@ -157,7 +163,7 @@ class Writer:
         with self._changed:
             self._waiting.popleft()
             self.backlog_bytes -= item.num_bytes
-            self.end_offset = partition.next_offset
+            self.end_offset, self.end_total = partition.next_offset, partition.total
             self._changed.notify_all()
         if item.told is not None:
             item.told()

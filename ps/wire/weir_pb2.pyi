@@ -305,3 +305,37 @@ class ReplicateRequest(_message.Message):
 class ReplicateReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class DeltasRequest(_message.Message):
+    __slots__ = ("next_offset",)
+    NEXT_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    next_offset: int
+    def __init__(self, next_offset: _Optional[int] = ...) -> None: ...
+
+class DeltasReply(_message.Message):
+    __slots__ = ("frames", "offset", "end_offset", "end_total")
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    END_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    END_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    frames: bytes
+    offset: int
+    end_offset: int
+    end_total: int
+    def __init__(self, frames: _Optional[bytes] = ..., offset: _Optional[int] = ..., end_offset: _Optional[int] = ..., end_total: _Optional[int] = ...) -> None: ...
+
+class MarkRequest(_message.Message):
+    __slots__ = ("version", "step", "data_time")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    DATA_TIME_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    step: int
+    data_time: float
+    def __init__(self, version: _Optional[str] = ..., step: _Optional[int] = ..., data_time: _Optional[float] = ...) -> None: ...
+
+class MarkReply(_message.Message):
+    __slots__ = ("offset",)
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    def __init__(self, offset: _Optional[int] = ...) -> None: ...

@@ -55,6 +55,8 @@ class Publisher:
         self._folder = run / _FOLDER
         self._template = self._folder / "template.onnx"
         if world.is_first:
+            with self._models.locked():
+                self._models.sweep()
             shutil.rmtree(self._folder, ignore_errors=True)  # what a process before left that was killed
         self._say = say
         self._bundle: str | None = None  # the version that the next towers stand on

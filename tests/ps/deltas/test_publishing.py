@@ -232,7 +232,7 @@ numbers = st.lists(st.integers(1, 60), min_size=1, max_size=20, unique=True)
 events = st.one_of(
     st.tuples(st.just("push"), numbers, st.sampled_from([-1.0, 0.5, 2.0])),
     st.tuples(st.just("delete"), numbers),
-    st.tuples(st.sampled_from(["sweep", "clear", "restart", "restore", "mark", "slice", "window"])),
+    st.tuples(st.sampled_from(["sweep", "clear", "restart", "restore", "mark", "slice", "window", "save"])),
 )
 
 
@@ -247,7 +247,7 @@ def test_any_history(history, window_seconds, window_rows, codec):
     with tempfile.TemporaryDirectory() as folder:
         options = {"window_seconds": window_seconds, "window_rows": window_rows, "codec": codec}
         spec = with_deltas(folder, TWO_TABLES, **options)
-        epoch, driver, marks = 1, Driver(spec), []
+        epoch, driver, marks, saved = 1, Driver(spec), [], []
         try:
             for sequence, (name, *rest) in enumerate(history, start=1):
                 identity = {"client": 5, "sequence": sequence, "epoch": epoch, "step": sequence}
@@ -277,6 +277,9 @@ def test_any_history(history, window_seconds, window_rows, codec):
                 elif name == "mark":
                     marks.append((sequence, Future()))
                     driver.shard.outlet.mark(Marker(str(sequence), sequence, 0.0), marks[-1][1])
+                elif name == "save":
+                    rows = rows_of([driver.shard.holding], codec)
+                    saved.append((driver.saved()[1]["delta_offset"], rows))
                 elif name == "slice":
                     driver.shard.run_slice()
                 else:
@@ -287,6 +290,10 @@ def test_any_history(history, window_seconds, window_rows, codec):
             follower = Follower(spec, codec).follow(folder)
             assert follower.rows == rows_of([driver.shard.holding], codec)
             assert follower.markers[-1][1:] == (answer.result(0), Marker("end", 0, 0.0))
+            for offset, rows in saved:  # a checkpoint and the stream behind it
+                later = Follower(spec, codec)
+                later.rows = rows
+                assert later.follow(folder, {0: offset}).rows == follower.rows
             again = Follower(spec, codec).follow(folder)  # from an earlier offset, onto what is there
             for batch in batches(folder):
                 again.apply(batch)

@@ -29,7 +29,7 @@ from workers.serving.bundle import MANIFEST_FILE, is_bundle, read_bundle
 from workers.serving.scores import scores_of
 from workers.training.job import predictions_of, train
 
-SECONDS = 60
+SECONDS = 200
 
 
 class Trained:
@@ -74,12 +74,14 @@ def kill_an_export(trained, out):
     command = [sys.executable, "-m", "workers.cli", *map(str, arguments)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
     deadline = time.monotonic() + SECONDS
-    while not list(trained.folder.glob(f".{out.name}-*.partial/rows/MANIFEST.json")):
-        assert process.poll() is None, process.stderr.read().decode()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    try:
+        while not list(trained.folder.glob(f".{out.name}-*.partial/rows/MANIFEST.json")):
+            assert process.poll() is None, process.stderr.read().decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def served_logits(bundle, config, samples):

@@ -1,0 +1,155 @@
+"""Do recorded samples score the same from the trainer and from a bundle: rows in each codec through the ONNX tower.
+
+    python benchmarks/parity.py [--config CONFIG] [--set KEY=VALUE]... [--samples 10000] [--json] [--quick]
+
+Trains the recipe (default: configs/frappe_deepfm.yaml where --data-root holds Frappe, else the generated log of
+configs/demo.yaml), scores the test split with the trainer, exports the checkpoint in fp32, fp16, bf16 and int8, and
+scores the same samples from the bundle's files alone: rows/ and tower.onnx. Both see the same samples in the same
+order.
+
+difference: the greatest of a logit, over the greatest logit (at least 1); in fp32 more than 1e-5 is an error. AUC
+difference: bundle less trainer, on the same samples; its 95 % interval is DeLong's for two correlated curves (DeLong,
+DeLong and Clarke-Pearson 1988; computed by placements as Sun and Xu 2014).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from ps.checkpoint import read_manifest
+from workers import metrics
+from workers.config import Config, load_config
+from workers.exporting import export
+from workers.exporting.recorded import record
+from workers.exporting.rows import ChosenRows, read_rows
+from workers.exporting.tower import TOLERANCE, difference, onnx_logits
+from workers.samples.schema import Schema
+from workers.serving.bundle import Bundle, read_bundle
+from workers.training.job import predictions_of, train
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+CODECS = ("fp32", "fp16", "bf16", "int8")
+Doubles = NDArray[np.float64]
+
+
+def recipe(arguments: argparse.Namespace) -> Config:
+    """The configuration to train, in this process."""
+    own = ["cluster.placement=inprocess", "train.threads=1", *arguments.settings]
+    root = Path(arguments.data_root).absolute()
+    if arguments.config is not None:
+        path = Path(arguments.config)
+    elif (root / "frappe" / "test.csv.gz").exists() and not arguments.quick:
+        path, own = CONFIGS / "frappe_deepfm.yaml", [f"data.root={root}", *own]
+    else:
+        path = CONFIGS / "demo.yaml"
+        if arguments.quick:
+            quick = ["data.generated={train_rows: 40000, valid_rows: 5000, test_rows: 10000}", "train.epochs=1"]
+            own = [*quick, *own]
+    return load_config(path, own)
+
+
+def bundle_logits(bundle: Bundle, config: Config, samples: int) -> NDArray[np.float32]:
+    """float32 [n, num_tasks] from the bundle's rows and tower."""
+    recorded = record(config, Schema(config), samples)
+    chosen = ChosenRows(recorded.keys, bundle.training_spec)
+    for table, _, keys, values in read_rows(read_manifest(bundle.rows_directory)):
+        chosen.see(table, keys, values)
+    return onnx_logits(bundle.tower_path, recorded.inputs(config, chosen.values))
+
+
+def placements(scores: Doubles, labels: NDArray[np.bool_]) -> tuple[Doubles, Doubles]:
+    """Of each positive the share of negatives below it (ties half), and of each negative that of positives above."""
+    positives, negatives = scores[labels], scores[~labels]
+    of_positives = stats.rankdata(scores)[labels] - stats.rankdata(positives)
+    of_negatives = len(positives) - (stats.rankdata(scores)[~labels] - stats.rankdata(negatives))
+    return of_positives / len(negatives), of_negatives / len(positives)
+
+
+def auc_difference(scores: Doubles, reference: Doubles, labels: NDArray[np.bool_]) -> dict[str, float]:
+    """AUC of `scores` less that of `reference`, and half of its 95 % interval."""
+    (p1, n1), (p0, n0) = placements(scores, labels), placements(reference, labels)
+    variance = (p1 - p0).var(ddof=1) / len(p1) + (n1 - n0).var(ddof=1) / len(n1)
+    return {"mean": float(p1.mean() - p0.mean()), "half_interval": float(stats.norm.ppf(0.975) * np.sqrt(variance))}
+
+
+def compared(bundle: Bundle, config: Config, logits: NDArray[np.float32], labels: Doubles) -> dict[str, Any]:
+    """One codec beside the trainer's logits and labels, both [n], of the first task."""
+    own = bundle_logits(bundle, config, len(logits))
+    is_click = labels > 0
+    found = own[:, 0].astype(np.float64)
+    return {
+        "difference": difference(own[:, :1], logits[:, None]),
+        "auc": metrics.auc(found, labels),
+        "auc_difference": auc_difference(found, logits.astype(np.float64), is_click),
+        "logloss_difference": metrics.logloss(found, labels) - metrics.logloss(logits, labels),
+        "row_bytes": {name: table.bytes_per_row for name, table in bundle.manifest.tables.items()},
+        "bundle_bytes": sum(file.bytes for file in bundle.manifest.files.values()),
+        "greatest_value_difference": bundle.manifest.checks.rows,
+        "saturated": bundle.manifest.checks.saturated,
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The figures for a person."""
+    lines = [
+        f"{result['recipe']}: {result['samples']} recorded samples of test, trainer's AUC {result['auc']:.5f}",
+        "",
+        "| codec | greatest difference of a logit | AUC difference | logloss difference | bytes a row | export, s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for codec, row in result["codecs"].items():
+        auc, row_bytes = row["auc_difference"], ", ".join(map(str, row["row_bytes"].values()))
+        lines.append(
+            f"| {codec} | {row['difference']:.1e} | {auc['mean']:+.2e} ± {auc['half_interval']:.1e} "
+            f"| {row['logloss_difference']:+.2e} | {row_bytes} | {row['export_seconds']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", metavar="CONFIG")
+    parser.add_argument("--data-root", default="../shared/data", metavar="DIR")
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="a generated log of 40,000 rows, one epoch")
+    arguments = parser.parse_args()
+    config = recipe(arguments)
+    with tempfile.TemporaryDirectory() as directory:
+        folder = Path(directory)
+        config = config.model_copy(update={"runs": str(folder / "runs")})
+        checkpoint = Path(train(config, local=True)["checkpoint"])
+        _, predictions = predictions_of(config, checkpoint, local=True)
+        samples = min(arguments.samples, len(predictions.logits))
+        logits, labels = predictions.logits[:samples, 0], predictions.labels[:samples, 0].astype(np.float64)
+        result: dict[str, Any] = {"recipe": config.name, "samples": samples, "auc": metrics.auc(logits, labels)}
+        codecs: dict[str, Any] = {}
+        for codec in CODECS:
+            started = time.monotonic()
+            export(config, checkpoint, folder / codec, codec=codec)  # type: ignore[arg-type]
+            seconds = time.monotonic() - started
+            codecs[codec] = compared(read_bundle(folder / codec), config, logits, labels)
+            codecs[codec]["export_seconds"] = seconds
+            print(f"{codec}: difference {codecs[codec]['difference']:.2e}", file=sys.stderr, flush=True)
+    result |= {"codecs": codecs, "parity_fp32": codecs["fp32"]["difference"]}
+    print(json.dumps(result) if arguments.json else markdown(result))
+    if not result["parity_fp32"] <= TOLERANCE:
+        sys.exit(f"parity: fp32 differs by {result['parity_fp32']:.2g}, more than {TOLERANCE:g}")
+
+
+if __name__ == "__main__":
+    main()
