@@ -33,12 +33,12 @@ def test_nothing_acknowledged_is_lost_or_doubled(small_disk):
 
 
 def test_a_pair_loses_and_doubles_nothing(tmp_path):
-    chosen = [pair_faults.kill_primary, pair_faults.damage_one]
-    verdict, done, differ, _ = run_chaos(tmp_path, mode="replicated", faults=chosen, num_shards=1, num_clients=2)
+    chosen = [pair_faults.cut_pair, pair_faults.damage_one]  # and at the end it kills the primary, and both
+    verdict, done, differ, _ = run_chaos(tmp_path, mode="replicated", faults=chosen, num_shards=1, num_clients=1)
     assert verdict.is_good, verdict
     assert differ == [], "what standbys have, or fresh processes recover, is not what was served"
     assert sum(done.values()) == 2
-    assert verdict.acknowledged > 50
+    assert verdict.acknowledged > 20
 
 
 @pytest.mark.slow
