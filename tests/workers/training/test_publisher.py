@@ -1,4 +1,4 @@
-"""Publications while training goes on: versions whose rows and towers belong together, and training's bits as without."""
+"""Publications while training goes on: rows and towers that belong together, and training's bits as without them."""
 
 from pathlib import Path
 
