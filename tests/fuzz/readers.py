@@ -20,6 +20,10 @@ import numpy as np
 import torch
 
 from ps import chain, checkpoint
+from ps.delta_options import DeltaOptions
+from ps.deltas.partition import Partition
+from ps.deltas.reading import PartitionReader, partition_folder
+from ps.deltas.retention import keep, kept_from
 from ps.journal.lock import Lock
 from ps.journal.recovery import recover
 from ps.journal.snapshot import POINTER
@@ -27,6 +31,7 @@ from ps.routing import Routing
 from ps.security import SecurityOptions, TlsOptions, client_identity, read_token
 from ps.shard import Shard
 from ps.spec import ClusterSpec
+from ps.storage.layout import layout_of
 from ps.wire import weir_pb2 as pb
 from ps.work import WorkThread, open_shard
 from tests.ps.certificates import Authority
@@ -218,6 +223,35 @@ def read_journal(folder):
         found.journal.close()
 
 
+# Delta streams.
+
+
+@cache
+def deltas():
+    """A directory with the partition of a shard that has ended: a whole beginning, updates, tombstones, a marker."""
+    folder = scratch()
+    spec = ClusterSpec.model_validate({**TWO_TABLES.model_dump(), "deltas": {"directory": str(folder)}})
+    work = updated(placed(WorkThread(Shard()), spec))
+    work.mark(pb.MarkRequest(version="v1", step=2, data_time=1.5)).result(30)
+    work.close()
+    return folder
+
+
+def make_deltas(folder):
+    shutil.copytree(deltas(), folder, dirs_exist_ok=True)
+    keep(folder, "v1", {0: 1})
+
+
+def read_deltas(folder):
+    reader = PartitionReader(partition_folder(folder, 0))
+    while reader.read():
+        pass
+    reader.close()
+    kept_from(folder, 0)
+    layouts = {name: layout_of(table).text() for name, table in TWO_TABLES.tables.items()}
+    Partition(partition_folder(folder, 0), 0, DeltaOptions(directory=str(folder)), layouts).close()
+
+
 # Runs.
 
 
@@ -301,6 +335,8 @@ READERS = {
     "pointer": Reader(make_journal, POINTER, read_journal, sealed_json),
     "snapshot": Reader(make_journal, "snapshot-*.weir", read_journal, sealed_frames),
     "lock": Reader(make_journal, "LOCK", read_journal),
+    "deltas": Reader(make_deltas, "partition-0/*.deltas", read_deltas, sealed_frames),
+    "kept deltas": Reader(make_deltas, "kept/v1.json", read_deltas, sealed_json),
     "position": Reader(make_position, POSITION_FILE, read_position),
     "dense": Reader(make_dense, DENSE, lambda folder: load_dense(folder, *tower())),
     "run": Reader(make_run, "small/0001/config.json", read_run),
