@@ -15,7 +15,7 @@ from ps.deltas.serving import received
 from ps.errors import DeltaError, UnavailableError, WeirError
 from ps.following import Delivery
 from ps.security import SecurityOptions
-from ps.transport import ClosedError, GrpcTransport
+from ps.transport import GrpcTransport
 from ps.wire import weir_pb2 as pb
 
 _STATUS_SECONDS = 2.0
@@ -97,8 +97,8 @@ class ShardLine:
             found = next(self._received)
         except StopIteration:
             raise UnavailableError(f"the shard at {self._address} ended the stream") from None
-        except ClosedError:
-            said = "is silent" if self._is_silent else "is asked no more"
+        except UnavailableError as error:
+            said = f"has said nothing for {_SILENT_SECONDS:g} s" if self._is_silent else f"does not answer: {error}"
             raise UnavailableError(f"the shard at {self._address} {said}") from None
         self._heard_at = time.monotonic()
         is_end = 0 < found.end_offset <= found.next_offset

@@ -20,8 +20,8 @@ from ps.checkpoint import read_manifest
 from ps.errors import BundleError, CheckpointError, RequestError
 from ps.places import absolute, is_uri, open_place, reason, sync_folder
 from ps.serving_rows import serving_spec, unserved_table
-from ps.spec import ClusterSpec, CodecName
-from ps.types import Keys, Rows
+from ps.spec import ClusterSpec
+from ps.types import CodecName, Keys, Rows
 from workers.config import Config, FeatureField
 from workers.exporting.parquet import ParquetRows
 from workers.exporting.recorded import Recorded, record

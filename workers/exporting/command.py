@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ps.errors import RequestError
-from ps.spec import CodecName
+from ps.types import CodecName
 from workers.config import Config
 from workers.config.errors import nearest
 from workers.exporting.bundling import export as make

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ps.keys import MAX_SLOT
-from ps.spec import ClusterSpec, CodecName
+from ps.spec import ClusterSpec
 from ps.strict import Spec
+from ps.types import CodecName
 from workers.config.fields import FeatureField, Numeric
 
 FORMAT = 1
