@@ -142,8 +142,9 @@ def _column(place: str, values: Values) -> Column:
 def _message_of(column: Column) -> pb.Column:
     message = pb.Column()
     if column.offsets is not None:
-        data = column.values.tobytes()[: int(column.offsets[-1])]
-        message.texts.data, message.texts.ends = data, column.offsets[1:].astype("<u4").tobytes()
+        first, last = int(column.offsets[0]), int(column.offsets[-1])
+        message.texts.data = column.values[first:last].tobytes()
+        message.texts.ends = (column.offsets[1:] - first).astype("<u4").tobytes()
     elif column.kind == "integers":
         message.int64s = column.values.astype("<i8").tobytes()
     elif column.kind == "ids":

@@ -79,7 +79,9 @@ class Column:
         return values
 
     def split(self, separator: str) -> Column:
-        """The pieces of each row's text; of integers those of their decimal text."""
+        """The pieces of each row's text; of integers those of their decimal text. Raises MalformedError."""
+        if self.kind not in ("texts", "integers"):
+            raise self.wrong(f"{self.kind} where the field takes texts or integers")
         values, offsets = (self.values, self.offsets) if self.offsets is not None else decimal_texts(self.values)
         mark = separator.encode()
         rows = [text.split(mark) for text in _pieces(values, offsets)]
