@@ -40,6 +40,15 @@ def answering(
             _fail("interrupted", 130)
 
 
+@contextmanager
+def of_extra(extra: str) -> Iterator[None]:
+    """Imports of packages that an extra brings; raises RequestError with the way to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise RequestError(f"{error.name} is not installed: pip install 'weir-ps[{extra}]'") from error
+
+
 def _fail(message: str, status: int) -> None:
     print(f"weir: {message}", file=sys.stderr)
     raise typer.Exit(status)

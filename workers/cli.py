@@ -16,6 +16,7 @@ from ps.resharding import Move
 from workers import model_cli
 from workers.answering import Json
 from workers.answering import answering as _answering
+from workers.answering import of_extra as _of_extra
 from workers.config import load_config
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -65,9 +66,9 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Make a serving bundle of a checkpoint: rows, tower as ONNX and torch.export, fields, example requests."""
-    from workers.exporting.command import export as run
-
     with _answering(as_json) as answer:
+        with _of_extra("export"):
+            from workers.exporting.command import export as run
         recipe = load_config(config, overrides or [])
         answer(run(recipe, checkpoint, out, codec=codec, version=version, parquet=parquet))
 

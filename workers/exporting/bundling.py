@@ -84,11 +84,12 @@ def export(
     if target.exists():
         raise RequestError(f"{out} exists, and a bundle is never changed: give another folder, or remove this one")
     schema = Schema(config)
-    check(config, schema)
     rows = read_manifest(absolute(checkpoint))
     _check_tables(config, rows)
     serving = serving_spec(rows.spec, codec)
-    model, position = _restored(config, schema, checkpoint)
+    with torch.random.fork_rng(devices=[]):  # a training in this process draws as if nothing had been built
+        check(config, schema)
+        model, position = _restored(config, schema, checkpoint)
     recorded = record(config, schema, RECORDED_SAMPLES)
     with _written_beside(target) as folder:
         trained, served = ChosenRows(recorded.keys, rows.spec), ChosenRows(recorded.keys, rows.spec)
@@ -194,7 +195,6 @@ def _restored(config: Config, schema: Schema, checkpoint: str | Path) -> tuple[M
     """The tower of a checkpoint, and where training stood."""
     with _dense_files(checkpoint) as folder:
         position = read_position(folder)[0]
-        torch.manual_seed(config.seed)
         model = model_of(config, schema)
         load_dense(folder, model)
     return model, position

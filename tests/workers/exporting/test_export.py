@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from ps.checkpoint import read_manifest
@@ -195,6 +196,16 @@ def test_mistakes_are_one_line_and_leave_nothing(trained, tmp_path, arguments, s
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_its_packages_the_command_names_the_extra(trained):
+    """As where only `weir serve` is installed."""
+    script = "import sys; sys.modules['torch'] = None; from workers.cli import app; app()"
+    arguments = ["export", trained.file, "--checkpoint", trained.checkpoint, "--out", trained.folder / "none"]
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    refused = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert refused.stderr == "weir: torch is not installed: pip install 'weir-ps[export]'\n"
+
+
 def test_a_damaged_checkpoint_is_refused_by_name(trained, tmp_path):
     copy = tmp_path / "checkpoints"
     shutil.copytree(Path(trained.checkpoint).parent, copy)
@@ -219,7 +230,9 @@ def test_increments_say_where_the_delta_stream_goes_on(trained, tmp_path):
     shutil.copytree(increments[-1].parent, copy)
     folder = copy / increments[-1].name
     _change_parts(folder, lambda part: part.update(delta_offset=7 + part["shard"]))
+    drawn = torch.random.get_rng_state()
     bundle = export(trained.config, folder, tmp_path / "out", version="v1")
+    assert torch.equal(drawn, torch.random.get_rng_state())
     assert bundle.offsets == {0: 7, 1: 8}
     assert (bundle.version, bundle.manifest.step) == ("v1", int(folder.name.removeprefix("step-")))
     assert bundle.manifest.tables["main"].rows == sum(read_manifest(folder).rows.values())
