@@ -1,4 +1,4 @@
-"""How soon a push changes predictions: from its acknowledgement at the client to an answer of the server that knows of it.
+"""How soon a push changes predictions: from its acknowledgement at the client to an answer that knows of it.
 
     python benchmarks/freshness.py [--json] [--quick] [--rows N] [--seconds S] [--markdown FILE]
 
@@ -40,7 +40,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ps.client import Client
 from ps.deltas.reading import PartitionReader, find_partitions
 from ps.keys import hash_texts, pack
 from ps.options import ClientOptions
