@@ -113,9 +113,7 @@ class Side:
         assert spec.deltas.directory is not None
         self.folder = Path(spec.deltas.directory)
         command = [sys.executable, "-m", "workers.cli", "serve", str(bundle), "--deltas", str(self.folder), "--json"]
-        server = subprocess.Popen(
-            [*command, "--grpc-port", "0", "--http-port", "0"], stdout=subprocess.PIPE, text=True
-        )
+        server = subprocess.Popen([*command, "--grpc-port", "0", "--http-port", "0"], stdout=subprocess.PIPE, text=True)
         stack.callback(server.wait)
         stack.callback(server.terminate)
         assert server.stdout is not None
@@ -159,9 +157,7 @@ def run(side: Side, rate: int, seconds: float, wait_seconds: float) -> dict[str,
     each = rate // PUSHES_PER_SECOND
     generator = np.random.default_rng(rate)
     cdf = np.cumsum(np.arange(1, len(side.keys) + 1) ** -ZIPF)
-    pool = [
-        side.keys[np.searchsorted(cdf, generator.random(each - 1) * cdf[-1])] for _ in range(2 * PUSHES_PER_SECOND)
-    ]
+    pool = [side.keys[np.searchsorted(cdf, generator.random(each - 1) * cdf[-1])] for _ in range(2 * PUSHES_PER_SECOND)]
     gradients = np.full((each, WIDTH), 1e-3, np.float32)
     gradients[:, 0] = 0.0
     gradients[0, 0] = -1.0  # the probe's

@@ -21,7 +21,7 @@ from workers.serving.versions import Models, Pointer, VersionError
 
 POLL_SECONDS = 0.5
 _AGAIN_SECONDS = 5.0
-_MARKER_SECONDS = 10.0  # that rows may take to come to a version's markers before that is trouble
+_STALLED_SECONDS = 10.0  # for which the stream may bring nothing, short of a version's markers
 _log = logging.getLogger("weir.serving")
 
 
@@ -120,7 +120,8 @@ class Switcher:
         )
 
     def _build(self, pointer: Pointer, before: Served | None) -> Served:
-        return build(self._models, pointer, self._sources, before, threads=self._threads, wait_seconds=_MARKER_SECONDS)
+        seconds, threads = _STALLED_SECONDS, self._threads
+        return build(self._models, pointer, self._sources, before, threads=threads, stalled_seconds=seconds)
 
     def _troubles(self) -> str:
         follower = self.served.follower

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from ps.delta_options import DeltaOptions
 from ps.durability import Durability
 from ps.keys import hash_texts, pack
 from ps.placement import LocalCluster
@@ -26,10 +27,9 @@ def cluster(tmp_path_factory):
     spec = TRAINED.model_copy(
         update={
             "durability": Durability(mode="journal", directory=str(folder / "journals")),
-            "deltas": {"directory": str(folder / "deltas"), "window_seconds": 0.05},
+            "deltas": DeltaOptions(directory=str(folder / "deltas"), window_seconds=0.05),
         }
     )
-    spec = type(spec).model_validate(spec.model_dump())
     with LocalCluster(spec, shards=2, placement="process") as made:
         yield made
 
@@ -57,6 +57,7 @@ def equals(client, answers):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_answers_go_on_and_catch_up(cluster, bundle):
     shards = ",".join(cluster.addresses)
     with cluster.connect() as client:

@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_refused_and_what_serves_goes_on(models, shards, se
 
 def test_a_tower_waits_for_its_rows(models, shards, server, monkeypatch):
     _, predictor = server
-    monkeypatch.setattr(switching, "_MARKER_SECONDS", 0.1)
+    monkeypatch.setattr(switching, "_STALLED_SECONDS", 0.3)
     monkeypatch.setattr(switching, "_AGAIN_SECONDS", 0.1)
     ahead = {shard: offset + 2 for shard, offset in marks(shards).items()}
     add_dense(models, "ahead", "whole", adds=1.0, markers=ahead)
