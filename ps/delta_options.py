@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from typing import Annotated, Literal
 
@@ -40,6 +41,8 @@ class DeltaOptions(Spec):
         """Raise ValueError unless this fits tables with these segments, and can be used by a cluster."""
         if not self.directory:
             raise ValueError("deltas.directory: missing; a folder for the partitions")
+        if not os.path.isabs(self.directory) or "\0" in self.directory:
+            raise ValueError(f"deltas.directory: {self.directory!r} must be a path from the root, as all shards see it")
         if isinstance(self.codec, str):
             return
         if self.codec.keys() != tables.keys():

@@ -231,6 +231,7 @@ class WorkThread:
         """Put a version's marker behind all that has changed so far. Raises RequestError where nothing is published."""
         self._check_leads()
         marker, reply = Marker(request.version, request.step, request.data_time), Future[pb.MarkReply]()
+        marker.check()
         marked: Future[int] = self._submit(lambda answer: self.shard.mark(marker, answer))
 
         marked.add_done_callback(lambda done: _reply(reply, done))

@@ -19,6 +19,7 @@ total: and in all before it. marker: {version, step, data_time}: all changes bef
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Mapping
@@ -27,11 +28,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 import msgpack
 
-from ps.errors import DeltaError
+from ps.errors import DeltaError, RequestError
 from ps.journal.frames import Buffer, JournalReader, RowsFrame, encode_commit
 from ps.record import VERSION, encode_frame
 
 MAGIC = b"WEIRDLTA"
+_MAX_VERSION = 200
 _FRAME = struct.Struct("<II")  # length and crc of a header
 _END_SIGN, _BEFORE_SIGN = msgpack.packb("kind") + msgpack.packb("commit"), 64  # inside one, and bytes before it
 
@@ -42,6 +44,16 @@ class Marker(NamedTuple):
     version: str
     step: int
     data_time: float
+
+    def check(self) -> None:
+        """Raise RequestError for what cannot stand in a stream."""
+        if not 1 <= len(self.version) <= _MAX_VERSION or not 0 <= self.step < 1 << 63:
+            raise RequestError(
+                f"a marker of version {self.version[:40]!r} and step {self.step}: a version has 1 to {_MAX_VERSION} "
+                "characters, a step is not negative"
+            )
+        if not math.isfinite(self.data_time):
+            raise RequestError(f"a marker of data_time {self.data_time}; it must be unix seconds")
 
 
 @dataclass(frozen=True, eq=False)

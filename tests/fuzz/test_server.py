@@ -124,6 +124,8 @@ RIGHT = {
     "Save": [pb.SaveRequest(directory="relative")],
     "Restore": [pb.RestoreRequest(directory="/nowhere")],
     "Status": [pb.StatusRequest()],
+    "Mark": [pb.MarkRequest(version="v1", step=1, data_time=2.0)],
+    "Deltas": [pb.DeltasRequest(next_offset=5)],
 }
 
 

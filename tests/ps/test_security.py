@@ -34,6 +34,7 @@ EMPTY = {
     "Take": pb.TakeRequest(),
     "Pair": pb.PairRequest(),
     "Replicate": pb.ReplicateRequest(),
+    "Mark": pb.MarkRequest(),
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 from ps.delta_options import DeltaOptions
 from ps.deltas.batches import IncompleteError, Marker, has_end, read_batches
 from ps.deltas.encoding import BatchEncoder
-from ps.errors import DeltaError
+from ps.errors import DeltaError, RequestError
 from ps.keys import bucket_of
 from ps.serving_rows import RowEncoder, serving_spec
 from ps.storage.table import Table
@@ -27,7 +27,7 @@ def tables():
 
 @pytest.fixture(scope="module")
 def encoder(tables):
-    return BatchEncoder(TWO_TABLES, tables, DeltaOptions(directory="unused", codec="fp16"))
+    return BatchEncoder(TWO_TABLES, tables, DeltaOptions(directory="/unused", codec="fp16"))
 
 
 def encoded(encoder, offset, *works, **end):
@@ -83,3 +83,11 @@ def test_damage_is_named_with_its_byte_and_an_end_inside_is_told_apart(encoder):
     for at in range(len(data)):
         with pytest.raises(DeltaError, match=r"here (at|ends at) byte"):
             read_batches(data[:at] + bytes([data[at] ^ 64]) + data[at + 1 :], "here")
+
+
+@pytest.mark.parametrize("marker", [("", 1, 2.0), ("v" * 201, 1, 2.0), ("v1", -1, 2.0), ("v1", 1 << 63, 2.0)])
+def test_markers_that_could_not_be_read_are_refused(marker):
+    with pytest.raises(RequestError, match="a version has 1 to 200 characters, a step is not negative"):
+        Marker(*marker).check()
+    with pytest.raises(RequestError, match="must be unix seconds"):
+        Marker("v1", 1, float("nan")).check()

@@ -3,12 +3,14 @@
 import os
 import signal
 import threading
+import time
 import urllib.request
 
 import numpy as np
 import pytest
 
 import ps
+from ps import control
 from ps.checkpoint import read_manifest
 from ps.client import Client
 from ps.deltas.reading import PartitionReader, find_partitions, partition_folder
@@ -148,6 +150,9 @@ def test_streams_ask_for_the_token(tmp_path):
 
 def test_a_killed_shard_publishes_all_anew_and_a_stream_goes_on(tmp_path):
     spec = spec_of(tmp_path, journal=True)
+    silent = spec.model_copy(update={"deltas": None})
+    with LocalCluster(silent, shards=2) as cluster, cluster.connect() as client:
+        work(client, 0)  # a journal that begins before anything is published
     with LocalCluster(spec, shards=2, placement="process") as cluster, cluster.connect() as client:
         work(client, 1)
         follower = same_rows(client, tmp_path / "deltas")
@@ -206,3 +211,41 @@ def test_a_cluster_that_begins_anew_in_the_same_directory(tmp_path):
     with LocalCluster(spec) as cluster, cluster.connect() as client:
         client.push("user", KEYS[:10], np.ones((10, 3), np.float32), step=1).wait()
         same_rows(client, tmp_path / "deltas")
+
+
+@pytest.mark.slow
+def test_a_standby_that_takes_over_publishes_all(tmp_path):
+    spec = spec_of(tmp_path, journal=True)
+    durability = {"mode": "replicated", "directory": str(tmp_path / "journals"), "standby_seconds": 2.0}
+    spec = ClusterSpec.model_validate({**spec.model_dump(), "durability": durability})
+    with LocalCluster(spec, placement="process") as cluster, cluster.connect() as client:
+        work(client, 1)
+        follower = same_rows(client, tmp_path / "deltas")
+        positions = {shard: offset + 1 for shard, offset, _ in follower.markers}
+        for number, sign in enumerate((signal.SIGKILL, signal.SIGSTOP)):
+            wait_for_standby(client)
+            pid = primary(cluster)
+            os.kill(pid, sign)
+            work(client, 2 + number)
+            same_rows(client, tmp_path / "deltas")
+            same_rows(client, tmp_path / "deltas", positions=positions, follower=follower)
+
+
+def primary(cluster):
+    """The process that serves at present."""
+    transport = cluster._transport()
+    (status,) = control.statuses(transport, cluster.addresses)
+    transport.close()
+    return status.pid
+
+
+def wait_for_standby(client, seconds=60):
+    """Until updates wait for it: else it could not take over."""
+    deadline, state = time.monotonic() + seconds, 0.0
+    while state < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+        (shard,) = client.describe()
+        with urllib.request.urlopen(f"http://{shard['metrics_address']}/metrics", timeout=10) as reply:
+            lines = reply.read().decode().splitlines()
+        state = max(float(line.split()[1]) for line in lines if line.startswith("weir_standby_state "))

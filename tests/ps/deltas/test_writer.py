@@ -135,6 +135,7 @@ def test_a_damaged_partition_is_begun_anew_when_it_is_moved_away(tmp_path, folde
 def test_options_are_checked_and_may_change_while_rows_stay(tmp_path):
     for given, said in (
         ({"directory": None}, r"deltas\.directory: missing"),
+        ({"directory": "deltas"}, r"deltas\.directory: 'deltas' must be a path from the root"),
         ({"codec": {"item": {}}}, r"deltas\.codec: must name the tables user; found item"),
         ({"codec": {"user": {"linear": "fp16"}}}, r"deltas\.codec\.user: must name the segments linear, embedding"),
     ):
