@@ -42,20 +42,15 @@ class Address:
     pid: int
 
 
-class PredictionServer:
-    """Ready when it is made. `predictor.replace` brings another version in."""
+class Predictions:
+    """One model with its queue, metrics, log and HTTP application, and no port. `predictor.replace` brings another
+    version in.
+    """
 
     def __init__(self, model: Model, options: ServeOptions) -> None:
-        """Raises RequestError for ports in use, and for files of `options.security` that do not do."""
-        warn_if_open(
-            options.host,
-            options.security,
-            who="predictions are served",
-            risk="ask for predictions",
-            remedy="give --token-file",
-        )
-        self._options = options
-        self.metrics = Metrics()
+        """Raises RequestError for files of `options.security` that do not do, and a log that cannot be written."""
+        self.metrics, log = Metrics(), options.log
+        self.log = None if log is None else PredictionLog(RotatingFiles(log), log.rate)
         self.predictor = Predictor(
             model,
             capacity=options.queue,
@@ -63,12 +58,33 @@ class PredictionServer:
             batch_candidates=options.batch_candidates,
             observe=self.metrics.observe,
         )
-        log = options.log
-        self._log = None if log is None else PredictionLog(RotatingFiles(log), log.rate)
-        self.metrics.watch(self.predictor, self._log)
-        application = HttpApplication(self.predictor, self.metrics, self._log, options)
-        self.grpc = GrpcService(self.predictor, self.metrics, self._log, options)
-        self._http = HttpService(application, options)
+        self.metrics.watch(self.predictor, self.log)
+        self.application = HttpApplication(self.predictor, self.metrics, self.log, options)
+
+    def close(self, drain_seconds: float) -> None:
+        """Answer what was taken in, within so many seconds, and end."""
+        self.predictor.drain(drain_seconds)
+        self.predictor.close()
+        if self.log is not None:
+            self.log.close()
+
+
+class PredictionServer:
+    """Predictions over gRPC and HTTP; ready when it is made."""
+
+    def __init__(self, model: Model, options: ServeOptions) -> None:
+        """Raises RequestError for ports in use, and as Predictions does."""
+        warn_if_open(
+            options.host,
+            options.security,
+            who="predictions are served",
+            risk="ask for predictions",
+            remedy="give --token-file",
+        )
+        self._options, self._predictions = options, Predictions(model, options)
+        self.metrics, self.predictor = self._predictions.metrics, self._predictions.predictor
+        self.grpc = GrpcService(self.predictor, self.metrics, self._predictions.log, options)
+        self._http = HttpService(self._predictions.application, options)
         host = f"[{options.host}]" if ":" in options.host else options.host
         scheme = "http" if options.security.tls is None else "https"
         self.address = Address(
@@ -84,9 +100,7 @@ class PredictionServer:
         self.predictor.drain(self._options.drain_seconds)
         self.grpc.stop(self._options.drain_seconds)
         self._http.stop()
-        self.predictor.close()
-        if self._log is not None:
-            self._log.close()
+        self._predictions.close(0)
 
 
 def serve(directory: Path, options: ServeOptions, ready: Callable[[dict[str, Any]], None]) -> None:

@@ -1,4 +1,4 @@
-"""The end of a server and too much load: nothing that was accepted is lost, what cannot be served is told so at once."""
+"""The end of a server, and too much load: what was accepted is answered, what cannot be is told so at once."""
 
 import collections
 import json
@@ -55,7 +55,7 @@ def test_sigterm_under_load_loses_no_accepted_request(bundle):
         load = Load(server, clients=6, allowed=(DrainingError, UnavailableError))
         wait_for(lambda: load.outcomes["answered"] > 100)
         server.process.terminate()
-        status, _, body = wait_for(lambda: (found := server.call("/readyz"))[0] == 503 and found)
+        _, _, body = wait_for(lambda: (found := server.call("/readyz"))[0] == 503 and found)
         assert json.loads(body)["ready"] is False
         with grpc.insecure_channel(server.address) as channel:
             health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())

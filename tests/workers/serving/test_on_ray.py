@@ -1,0 +1,76 @@
+"""The application of Ray Serve on a small real Ray: two replicas, each a process with a model of its own."""
+
+import json
+import os
+import secrets
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+
+# As tests/cluster: a token of the tests' own.
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+
+from ps.errors import BundleError, RequestError
+from tests.workers.serving.processes import wait_for
+from tests.workers.serving.summing import PRICES, USERS, logits
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+GOOD = {"shared": {"tags": ""}, "candidates": {"user": USERS, "price": PRICES}}
+
+
+@pytest.fixture(scope="module")
+def on_ray():
+    import ray
+    from ray import serve
+
+    from tests.cluster.conftest import free_port
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=80_000_000, log_to_driver=False)
+    port = free_port()
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield serve, f"http://127.0.0.1:{port}"
+    serve.shutdown()
+    ray.shutdown()
+
+
+def post(url, body):
+    request = urllib.request.Request(f"{url}/v1/predict", json.dumps(body).encode())
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def test_two_replicas_answer_and_one_that_dies_comes_back(bundle, on_ray):
+    from workers.serving.on_ray import app
+
+    serve, url = on_ray
+    serve.run(app({"bundle": str(bundle.directory), "replicas": 2, "cpus": 0.1}))
+    for _ in range(20):
+        status, found = post(url, GOOD)
+        assert (status, found["version"]) == (200, "v1")
+        np.testing.assert_allclose(found["scores"]["click"], 1 / (1 + np.exp(-logits())), rtol=1e-5)
+    status, found = post(url, {"candidates": {"user": ["0"], "price": [1.0]}})
+    assert (status, found["error"]["field"]) == (400, "tags")
+    deployment = serve.status().applications["default"].deployments["weir"]
+    assert deployment.replica_states == {"RUNNING": 2}
+
+    import ray
+    from ray.util.state import list_actors
+
+    replica = next(each for each in list_actors() if "Replica" in each.class_name and each.state == "ALIVE")
+    ray.kill(ray.get_actor(replica.name, namespace="serve"), no_restart=True)
+    wait_for(lambda: post(url, GOOD)[0] == 200)
+
+
+def test_mistakes_are_one_line(bundle):
+    from workers.serving.on_ray import app
+
+    with pytest.raises(RequestError, match="replcas: unknown key; did you mean 'replicas'"):
+        app({"bundle": str(bundle.directory), "replcas": 2})
+    with pytest.raises(BundleError, match="is no bundle"):
+        app({"bundle": "/nowhere"})
