@@ -9,9 +9,11 @@ training    that of train_throughput.py (its batches, tower and Trainer, stalene
     ratio_training_with_journal_fsync_{1s,always}     the same with the disk told every second, and for each update
     ratio_cores_training_with_...   core-milliseconds a step of trainer and shards together, without over with: what
                                     remains of the speed on cores that are all busy, and little troubled by neighbours
-checkpoint  a cluster of two processes saves and restores; the peer writes and reads as many bytes one after another,
-            4 MiB at a time. Both sides end with fsync; before reads the page cache is told to drop the files.
-    ratio_checkpoint_vs_sequential_write, ratio_restore_vs_sequential_read      the peer's seconds over ours
+checkpoint  a cluster of two processes saves; another one, just started, restores, and restores once more over the rows
+            that it has then. The peer writes and reads as many bytes one after another, 4 MiB at a time. Both sides end
+            with fsync; before reads the page cache is told to drop the files.
+    ratio_checkpoint_vs_sequential_write, ratio_restore_vs_sequential_read, ratio_restore_over_vs_sequential_read
+            the peer's seconds over ours
 recovery    SIGKILL of one of two processes; seconds until it has acknowledged a push. And a journal alone:
     journal_megabytes_per_second    one shard in this process, pushes of 40,000 rows, from the first push to the last
                                     byte in the journal; recovery_... the same bytes read, checked and replayed
@@ -127,32 +129,35 @@ def cores_used(side: Weir) -> tuple[float, float]:
 
 
 def checkpoint(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
-    writes, reads, saves, restores = [], [], [], []
-    with LocalCluster(spec(rows, "fp32"), shards=2, placement="process") as cluster, cluster.connect() as client:
+    chosen = spec(rows, "fp32")
+    seconds: dict[str, list[float]] = {name: [] for name in ("checkpoint", "write", "restore", "restore_over", "read")}
+    with LocalCluster(chosen, shards=2, placement="process") as cluster, cluster.connect() as client:
         fill_client(client, rows)
         for number in range(rounds + 1):  # the first one warms up
             target = folder / f"save-{number}"
-            save = timed(lambda target=target: client.save(str(target)))
+            took = {"checkpoint": timed(lambda target=target: client.save(str(target)))}
             files = sorted(path for path in target.iterdir())
             num_bytes = sum(path.stat().st_size for path in files)
-            write = timed(lambda num_bytes=num_bytes: write_sequentially(folder / "peer", num_bytes))
-            restore = after_dropping(files, lambda target=target: client.restore(str(target)))
-            read = after_dropping(files, lambda files=files: read_sequentially(files))
+            took["write"] = timed(lambda num_bytes=num_bytes: write_sequentially(folder / "peer", num_bytes))
+            with LocalCluster(chosen, shards=2, placement="process", name="empty") as empty, empty.connect() as other:
+                for name in ("restore", "restore_over"):
+                    took[name] = after_dropping(files, lambda other=other, target=target: other.restore(str(target)))
+            took["read"] = after_dropping(files, lambda files=files: read_sequentially(files))
             if number:
-                saves.append(save), writes.append(write), restores.append(restore), reads.append(read)
-                show(f"save {save:.2f} s, write {write:.2f} s, restore {restore:.2f} s, read {read:.2f} s")
+                for name, each in took.items():
+                    seconds[name].append(each)
+                show("  ".join(f"{name} {each:.2f} s" for name, each in took.items()))
             shutil.rmtree(target)
             (folder / "peer").unlink()
     megabytes = num_bytes / 1e6
-    return {
-        **spread("ratio_checkpoint_vs_sequential_write", [w / s for w, s in zip(writes, saves, strict=True)]),
-        **spread("ratio_restore_vs_sequential_read", [r / s for r, s in zip(reads, restores, strict=True)]),
-        "checkpoint_megabytes": round(megabytes),
-        **{
-            f"{name}_megabytes_per_second": round(megabytes / statistics.median(each))
-            for name, each in {"checkpoint": saves, "write": writes, "restore": restores, "read": reads}.items()
-        },
-    }
+    ratios = {"checkpoint_vs_sequential_write": ("write", "checkpoint")}
+    ratios |= {f"{name}_vs_sequential_read": ("read", name) for name in ("restore", "restore_over")}
+    result: dict[str, Any] = {"checkpoint_megabytes": round(megabytes)}
+    for name, (peer, own) in ratios.items():
+        result |= spread(f"ratio_{name}", [p / o for p, o in zip(seconds[peer], seconds[own], strict=True)])
+    for name, each in seconds.items():
+        result[f"{name}_megabytes_per_second"] = round(megabytes / statistics.median(each))
+    return result
 
 
 def recovery(folder: Path, sizes: list[int], rounds: int) -> dict[str, Any]:

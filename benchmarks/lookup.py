@@ -10,7 +10,7 @@ hiredis, 8-byte keys, 64-byte values. Rounds take turns, and who begins.
     ratio_lookup_vs_redis         median keys a second of the replica / of Redis
     replica_keys_per_second  redis_keys_per_second
     inprocess_keys_per_second     Replica.pull on one thread of the process that has the rows
-    load_seconds  replica_bytes_per_row   of the rows of a bundle, which are read, checked and indexed
+    load_seconds  load_cpu_seconds  replica_bytes_per_row   of the rows of a bundle, which are read, checked and indexed
     apply_rows_per_second         batches of a delta stream of 10,000 rows that exist, while nobody reads
     pull_ms_p99_while_applying    a pull of 5,000 keys beside them; `idle` beside
 
@@ -95,13 +95,14 @@ def write_rows(directory: Path, rows: int) -> None:
 def serve(directory: Path, batch: int) -> None:
     """The replica process: what it measures of itself, then its address; until its standard input closes."""
     replica = Replica(SPEC, SERVED)
-    begun = time.perf_counter()
+    begun, cpu = time.perf_counter(), time.process_time()
     rows = replica.load(directory)
-    seconds = time.perf_counter() - begun
+    seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
     keys, rng = keys_of(rows), np.random.default_rng(3)
     batches = [rng.choice(keys, batch) for _ in range(50)]
     said = {
         "load_seconds": seconds,
+        "load_cpu_seconds": cpu,
         "replica_bytes_per_row": replica.memory_bytes / rows,
         "inprocess_keys_per_second": rate(lambda some: replica.pull(TABLE, some), batches, 2.0),
         **applying(replica, keys, rng),
@@ -251,7 +252,7 @@ def compare(rows: int, batch: int, rounds: int, seconds: float) -> dict[str, Any
             for some in batches[:3]:
                 wanted = values_of(some)
                 np.testing.assert_array_equal(from_redis(some), wanted)
-                # 10,000 rows of each batch that was applied have the values that they had.
+                # The batches that were applied have the values that the rows had.
                 np.testing.assert_array_equal(from_replica(some), wanted)
             sides: list[tuple[str, Callable[[np.ndarray], Any]]] = [("replica", from_replica), ("redis", from_redis)]
             found: dict[str, list[float]] = {"replica": [], "redis": []}

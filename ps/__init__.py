@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ps.client import Client
+    from ps.delta_folder import DeltaFolder
+    from ps.delta_lines import DeltaLines
     from ps.durability import Durability
     from ps.errors import (
         CheckpointError,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
         WeirError,
         WrongEpochError,
     )
+    from ps.following import Follower
     from ps.lifetime import ByCount, ByScore, Chance, Eviction, Score
     from ps.lookup import Lookup
     from ps.options import CacheOptions, ClientOptions, GroupOptions, RetryOptions
@@ -51,8 +54,10 @@ if TYPE_CHECKING:
         Sum,
         UpdateRow,
     )
+    from ps.replica import Replica
     from ps.rounds import Future
     from ps.row_code import Float64
+    from ps.rows_client import RowsClient
     from ps.security import Limits, SecurityOptions, TlsOptions
     from ps.spec import (
         FTRL,
@@ -88,6 +93,8 @@ __all__ = [
     "Constant",
     "Counts",
     "Delete",
+    "DeltaFolder",
+    "DeltaLines",
     "Durability",
     "Evict",
     "Eviction",
@@ -95,6 +102,7 @@ __all__ = [
     "Fill",
     "Float64",
     "FoldRows",
+    "Follower",
     "Future",
     "GroupOptions",
     "JournalError",
@@ -113,11 +121,13 @@ __all__ = [
     "OverloadedError",
     "Psfunc",
     "ReadRow",
+    "Replica",
     "RequestError",
     "RetryOptions",
     "RowOptimizer",
     "RowUpdate",
     "RowWiseAdaGrad",
+    "RowsClient",
     "RowsLostError",
     "Scale",
     "Score",
@@ -186,6 +196,11 @@ _PLACES: dict[str, tuple[str, ...]] = {
         "Sum",
         "UpdateRow",
     ),
+    "ps.delta_folder": ("DeltaFolder",),
+    "ps.delta_lines": ("DeltaLines",),
+    "ps.following": ("Follower",),
+    "ps.replica": ("Replica",),
+    "ps.rows_client": ("RowsClient",),
     "ps.row_code": ("Float64",),
     "ps.rounds": ("Future",),
     "ps.security": ("Limits", "SecurityOptions", "TlsOptions"),

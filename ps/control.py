@@ -21,6 +21,7 @@ from ps.transport import Method, TimedOutError, Transport
 from ps.wire import weir_pb2 as pb
 
 STATUS_SECONDS = 3.0
+PATIENT_SECONDS = 20.0  # for a status without which nothing can go on: a busy node answers late
 ASSIGN_SECONDS = 600.0  # the first one compiles kernels where nobody has yet
 
 
@@ -139,8 +140,9 @@ class StatusDirectory:
         self._cluster = cluster
         self._transport = transport
         self._addresses = tuple(addresses)
-        self._others = set((primaries or {}).values())  # the other processes of pairs
-        self._primaries = dict(primaries or {})  # by shard, of pairs
+        # Of every process that is known, standbys too, the shard.
+        self._shards = {address: shard for shard, address in enumerate(addresses)}
+        self._shards |= {address: shard for shard, address in (primaries or {}).items()}
 
     def routing(self) -> Routing:
         found = self._ask()
@@ -149,23 +151,25 @@ class StatusDirectory:
             raise UnavailableError(
                 f"none of the shards of cluster {self._cluster!r} answers: {', '.join(self._addresses)}"
             )
+        newest = max(map(_routing_of, assigned), key=lambda routing: routing.epoch) if assigned else None
         for shard, (address, status) in enumerate(zip(self._addresses, found, strict=True)):
-            if status is not None and not status.cluster_spec and status.pair.role in ("", "primary"):
-                raise RowsLostError(rows_lost(self._cluster, [shard], address))
-        if not assigned:
+            is_new = newest is not None and not (newest.owners == shard).any()  # it gets its place at this moment
+            if status is None or status.cluster_spec or is_new or status.pair.role not in ("", "primary"):
+                continue
+            raise RowsLostError(rows_lost(self._cluster, [shard], address))
+        if newest is None:
             raise UnavailableError(f"no shard of cluster {self._cluster!r} serves at present")
-        newest = Routing.from_message(max(assigned, key=lambda status: status.routing.epoch).routing)
-        self._addresses = self._places(newest)
+        self._addresses = self._places(newest, found)
         return replace(newest, addresses=self._addresses)
 
     def propose(self, owners: NDArray[np.int32] | None = None) -> Routing:
-        found = self._ask()
+        found = self._ask(PATIENT_SECONDS)
         for shard, (address, status) in enumerate(zip(self._addresses, found, strict=True)):
             if status is None:
                 raise UnavailableError(
                     f"shard {shard} of cluster {self._cluster!r} at {address} does not answer; start it again"
                 )
-        known = [Routing.from_message(status.routing) for status in found if status is not None and status.cluster_spec]
+        known = [_routing_of(status) for status in found if status is not None and status.cluster_spec]
         if not known:
             raise RowsLostError(f"no shard of cluster {self._cluster!r} knows its tables any more; start a new cluster")
         newest = max(known, key=lambda routing: routing.epoch)
@@ -174,24 +178,48 @@ class StatusDirectory:
 
     def commit(self, routing: Routing) -> None:
         self._addresses = routing.addresses
+        self._shards |= {address: shard for shard, address in enumerate(routing.addresses)}
 
-    def _ask(self) -> list[pb.StatusReply | None]:
+    def _ask(self, timeout_seconds: float = STATUS_SECONDS) -> list[pb.StatusReply | None]:
         """The status of every shard; of a pair, that of its primary, wherever it is now."""
         found: dict[str, pb.StatusReply | None] = {}
-        while unasked := [each for each in dict.fromkeys((*self._addresses, *self._others)) if each not in found]:
-            found.update(zip(unasked, statuses(self._transport, unasked), strict=True))
-            self._others |= {status.pair.other for status in found.values() if status is not None} - {""}
-        primaries = [
-            (status.pair.term, status.shard, address)
-            for address, status in found.items()
-            if status is not None and status.cluster_spec and status.pair.role == "primary"
-        ]
-        self._primaries |= {shard: address for _, shard, address in sorted(primaries)}  # of two, the higher term
-        self._addresses = tuple(self._primaries.get(shard, each) for shard, each in enumerate(self._addresses))
+        while unasked := [each for each in self._shards if each not in found]:
+            found.update(zip(unasked, statuses(self._transport, unasked, timeout_seconds), strict=True))
+            others = {
+                status.pair.other: self._shards[address] for address, status in found.items() if status is not None
+            }
+            self._shards = others | self._shards
+            self._shards.pop("", None)
+        primaries = {
+            self._shards[address]: address
+            for address, status in sorted(found.items(), key=lambda item: item[1].pair.term if item[1] else 0)
+            if _leads(status)
+        }  # of two, the higher term
+        self._addresses = tuple(primaries.get(shard, each) for shard, each in enumerate(self._addresses))
         return [found.get(address) for address in self._addresses]
 
-    def _places(self, routing: Routing) -> tuple[str, ...]:
-        return tuple(self._primaries.get(shard, address) for shard, address in enumerate(routing.addresses))
+    def _places(self, routing: Routing, found: Sequence[pb.StatusReply | None]) -> tuple[str, ...]:
+        """Where the shards of a routing are. What it does not know any more is forgotten: shards come and go, and their
+        numbers come again.
+        """
+        places = list(routing.addresses)
+        for shard, address in enumerate(routing.addresses):
+            leads = shard < len(found) and _leads(found[shard])
+            if shard < len(found) and (leads or self._shards.get(address) == shard):
+                places[shard] = self._addresses[shard]  # where it is now, or was last
+            else:
+                self._shards = {each: other for each, other in self._shards.items() if other != shard}
+            self._shards[address] = shard
+        self._shards = {address: shard for address, shard in self._shards.items() if shard < routing.num_shards}
+        return tuple(places)
+
+
+def _routing_of(status: pb.StatusReply) -> Routing:
+    return Routing.from_message(status.routing)
+
+
+def _leads(status: pb.StatusReply | None) -> bool:
+    return status is not None and bool(status.cluster_spec) and status.pair.role == "primary"
 
 
 def rows_lost(cluster: str, shards: Sequence[int], address: str = "") -> str:

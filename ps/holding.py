@@ -87,6 +87,11 @@ class Holding:
         buckets: BucketNumbers = np.flatnonzero(self._is_owned | self.is_arriving)
         return buckets
 
+    @property
+    def num_rows(self) -> int:
+        """Of all tables."""
+        return sum(table.num_rows for table in self.tables.values())
+
     def drop_bucket(self, bucket: int) -> None:
         """Forget the rows of a bucket and what was applied to it."""
         for name, table in self.tables.items():

@@ -151,6 +151,7 @@ class Member:
             self._stream.release()
         self._stream = None
         self._role, self._other, self._has_standby = "primary", request.other, request.has_standby
+        self._work.standby = request.other
         if request.has_standby:
             self._alone(self._connect)
 

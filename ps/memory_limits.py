@@ -1,6 +1,7 @@
 """Whether the memory limits of tables lie below what kills a process for its memory: its cgroups, the machine, Ray.
 
-A limit is of one table at one shard, so what counts on a node is the sum over its tables, times the shards there.
+A limit is of one table at one shard, so what counts on a node is the sum over its tables, times the shards there and
+their standbys, which have the same rows.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def thresholds_here(
 
 
 def check_limits(spec: ClusterSpec, shards_here: int, thresholds: Sequence[Threshold]) -> None:
-    """Raise RequestError unless all tables of all shards of a node can grow to their limits below every threshold."""
+    """Raise RequestError unless all tables of all shards of a node can grow to their limits below every threshold.
+    shards_here: standbys too.
+    """
     limits = {
         name: table.memory_limit_bytes for name, table in spec.tables.items() if table.memory_limit_bytes is not None
     }
@@ -64,17 +67,31 @@ def check_limits(spec: ClusterSpec, shards_here: int, thresholds: Sequence[Thres
     if lowest is None or total <= lowest.num_bytes:
         return
     tables = ", ".join(f"{name!r} {show_bytes(limit)}" for name, limit in limits.items())
+    shards = "shards and standbys" if spec.durability.is_replicated else "shards"
     raise RequestError(
-        f"memory_limit_bytes of table {tables}: {shards_here} shards on this node may take {show_bytes(total)}, above "
-        f"{show_bytes(lowest.num_bytes)}, {lowest.what}; a shard's limits may add up to "
+        f"memory_limit_bytes of table {tables}: {shards_here} {shards} on this node may take {show_bytes(total)}, "
+        f"above {show_bytes(lowest.num_bytes)}, {lowest.what}; a shard's limits may add up to "
         f"{lowest.num_bytes // shards_here // _MIB}MiB here: lower them, or put fewer shards on a node"
     )
 
 
-def shards_beside(addresses: Sequence[str], shard: int) -> int:
-    """How many shards, itself among them, listen on the same host as `shard`. addresses: "host:port" of each."""
-    hosts = [address.rpartition(":")[0] for address in addresses]
-    return hosts.count(hosts[shard])
+def shards_beside(addresses: Sequence[str], shard: int, standby: str = "") -> int:
+    """How many shards, itself among them, listen on the same host as `shard`, and of pairs how many standbys, as far as
+    one of them can know. addresses: "host:port" of each shard. standby: of its own, where it has one.
+
+    Where standbys of others are it cannot know: it takes all processes to be spread evenly over the hosts that it has
+    heard of.
+    """
+    hosts = [_host(address) for address in addresses]
+    here = hosts.count(hosts[shard])
+    if not standby:
+        return here
+    here += _host(standby) == hosts[shard]
+    return max(here, -(-2 * len(hosts) // len({*hosts, _host(standby)})))
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]
 
 
 def _machine(read: Read) -> Iterator[Threshold]:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 from ps.errors import JournalError, UnavailableError, WeirError
@@ -36,9 +36,10 @@ class Pair:
         standby_seconds: float,
         fresh: bool = False,
         security: SecurityOptions | None = None,
+        start: Callable[..., ShardProcess] = ShardProcess,
     ) -> None:
         """folders: of their journals. processes: theirs are added, and replaced in place. standby_seconds: without an
-        answer, after which a process is ended. fresh: drop what the folders have.
+        answer, after which a process is ended. fresh: drop what the folders have. start: makes a process.
         """
         self.address = ""  # of the primary
         self.is_whole = False  # whether the standby has all rows
@@ -46,16 +47,14 @@ class Pair:
         self._failed: WeirError | None = None  # why there is no primary
         self._shard, self._folders, self._processes, self._security = shard, folders, processes, security
         self._places = (len(processes), len(processes) + 1)
-        self._transport, self._seconds = transport, standby_seconds
+        self._transport, self._seconds, self._start = transport, standby_seconds, start
         self._issued = Issued()
         self._num_looks = 0
         self._addresses = ["", ""]
         self._start_at = [time.monotonic() + _RESTART_SECONDS] * 2
         self._heard_at: dict[ShardProcess, float] = {}
         self._stopping = threading.Event()
-        processes += [
-            ShardProcess(journal=folder, fresh=fresh, is_paired=True, security=security) for folder in folders
-        ]
+        processes += [start(journal=folder, fresh=fresh, is_paired=True, security=security) for folder in folders]
         self._thread = threading.Thread(target=self._run, name=f"weir-pair-{shard}", daemon=True)
         self._thread.start()
 
@@ -114,6 +113,8 @@ class Pair:
             if not process.is_running:
                 self._start_anew(which)
             is_up = process.is_running and process.known_address
+            if process.is_running and not is_up and time.monotonic() > self._start_at[which] + START_SECONDS:
+                process.kill()  # it froze before it listened
             status = pb.StatusRequest()
             asked.append(self._transport.send(is_up, "Status", status, _STATUS_SECONDS) if is_up else None)
         return [self._seen(place, answer) for place, answer in zip(self._places, asked, strict=True)]
@@ -130,7 +131,7 @@ class Pair:
         place, port = self._places[which], int(self._addresses[which].rpartition(":")[2] or 0)
         self._heard_at.pop(self._processes[place], None)
         self._processes[place].stop()
-        self._processes[place] = ShardProcess(
+        self._processes[place] = self._start(
             port=port, journal=self._folders[which], takes_over=True, is_paired=True, security=self._security
         )
 
@@ -159,7 +160,12 @@ class Pair:
         # Whoever served before is gone: a silent process is waited for, or ended.
         message = message_of(order, predecessor_is_dead=True)
         try:
-            self._transport.send(process.known_address, "Pair", message, _ORDER_SECONDS).result()
+            answer = self._transport.send(process.known_address, "Pair", message, _ORDER_SECONDS)
+            while not wait([answer], _LOOK_SECONDS).done:
+                if self._stopping.is_set():
+                    return
+                self._look()  # one that freezes meanwhile is ended, and the answer is an error
+            answer.result()
         except JournalError as error:
             _log.error("shard %d: %s", self._shard, error)  # it says that it is damaged when it is asked next
             return

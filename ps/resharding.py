@@ -82,7 +82,7 @@ def bucket_rows(transport: Transport, routing: Routing) -> NDArray[np.int64]:
     """int64 [num_buckets]: rows of all tables, as the owners say. Raises UnavailableError."""
     request = pb.StatusRequest(wants_buckets=True)
     found = control.call_all(
-        transport, routing.addresses, "Status", [request] * routing.num_shards, control.STATUS_SECONDS
+        transport, routing.addresses, "Status", [request] * routing.num_shards, control.PATIENT_SECONDS
     )
     rows = np.zeros(routing.num_buckets, np.int64)
     for shard, status in enumerate(found):

@@ -51,6 +51,11 @@ class Restoration:
                     "their spec; restore with the version that wrote them"
                 )
 
+    def num_rows(self, owns: NDArray[np.bool_]) -> dict[str, int]:
+        """By table of here, about how many rows belong into the buckets that `owns` names."""
+        rows, share = self.manifest.rows, float(owns.mean())
+        return {plan.new: int(share * rows[name]) for name, plan in self.plan.tables.items()}
+
     def records(self, owns: NDArray[np.bool_], *, convert: bool = True) -> Iterator[Record]:
         """What belongs into the buckets that `owns` (bool [num_buckets of here]) names, record by record, each checked.
 

@@ -32,7 +32,7 @@ from ps.journal.filling import Filling
 from ps.journal.journal import Journal, logged
 from ps.journal.recovery import Recovered
 from ps.journal.snapshot import SnapshotWriter
-from ps.record import Record
+from ps.loading import Incoming, replace_rows
 from ps.request import CheckedRequest
 from ps.routing import Routing
 from ps.schedule import Job, Mode, Schedule
@@ -232,25 +232,21 @@ class Shard:
         """
         self._saves.begin(self._placed, sink, answer, marked, asked)
 
-    def restore(self, records: Iterable[Record], expired: dict[str, list[int]], answer: Future[int]) -> None:
-        """Drop every row, then load the records of owned buckets. `answer`: how many rows."""
+    def restore(self, incoming: Incoming, answer: Future[int | None]) -> None:
+        """Drop every row, then load the records of owned buckets. `answer`: how many rows, or None where nothing was
+        done, for there are rows, and records that were not checked could cost them.
+        """
 
-        def work() -> Generator[None, None, int]:
+        def work() -> Generator[None, None, int | None]:
             holding = self._placed()
+            if holding.num_rows and not incoming.is_checked:
+                return None
             holding.least_epoch = holding.routing.epoch
             for waiting in self._groups.clear():
                 self._fail(waiting.answers, WrongEpochError("a restore began while other ranks were missing"))
             self._group_steps.clear()
             self._saves.cancel("a restore began before all was saved")
-            holding.clear()
-            num_rows = 0
-            for record in records:
-                num_rows += holding.load(record, now=self._clock())
-                if holding.changes is not None:
-                    holding.changes.forget()  # all rows are written at the end
-                yield
-            for table, ids in expired.items():
-                holding.applied[table].load_expired(ids)
+            num_rows = yield from replace_rows(holding, incoming, self._clock)
             if self.journal is not None:
                 yield from self._journal_all(holding, self.journal)
             return num_rows

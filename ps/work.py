@@ -31,6 +31,7 @@ from ps.journal.journal import Journal
 from ps.journal.lock import Lock
 from ps.journal.recovery import recover, remove_journal
 from ps.journal.role import read_role, remove_role
+from ps.loading import Incoming
 from ps.mapping import decode_mapping
 from ps.memory_limits import Threshold, check_limits, shards_beside, thresholds_here
 from ps.moving import take
@@ -73,6 +74,7 @@ class WorkThread:
         self.shard = shard
         self.capacity = capacity
         self.num_overloaded = 0
+        self.standby = ""  # address of the other process of a pair
         self._thresholds = thresholds
         self._limits = limits or Limits()
         self._send = send
@@ -128,7 +130,8 @@ class WorkThread:
             )
         routing = Routing.from_message(request.routing)
         if self.shard.holding is None and request.shard < routing.num_shards:
-            check_limits(spec, shards_beside(routing.addresses, request.shard), self._thresholds())
+            beside = shards_beside(routing.addresses, request.shard, self.standby)
+            check_limits(spec, beside, self._thresholds())
         return self._submit(lambda answer: self.shard.assign(spec, routing, request.shard, answer))
 
     def save(
@@ -184,18 +187,27 @@ class WorkThread:
             return pb.SaveReply(manifest=msgpack.packb({**part, **done.result()}))
 
     def restore(self, directory: str, mapping: bytes = b"", event_time: int = 0) -> pb.RestoreReply:
-        """Check the files under `directory` on the caller's thread, then load them. Damaged ones, and those that do not
-        fit, change nothing. mapping: encode_mapping of ps/mapping.py. event_time: as Converter has it.
+        """Load the files under `directory`. Damaged ones, and those that do not fit, change nothing: where there are
+        rows, all is read and checked on the caller's thread before. mapping: encode_mapping of ps/mapping.py.
+        event_time: as Converter has it.
         """
         holding = self._placed()
         manifest = checkpoint.read_manifest(_rooted(directory))
         found = Restoration(manifest, holding.spec, decode_mapping(mapping), event_time=event_time)
         owns = np.isin(np.arange(holding.spec.num_buckets), holding.owned)
-        for _ in found.records(owns, convert=False):
-            pass  # reading checks every byte of what will be loaded
-        records = found.records(owns)
-        loaded: Future[int] = self._submit(lambda answer: self.shard.restore(records, found.expired, answer))
-        return pb.RestoreReply(num_rows=loaded.result())
+
+        def load(*, is_checked: bool) -> int | None:
+            if is_checked:
+                for _ in found.records(owns, convert=False):
+                    pass  # reading checks every byte of what will be loaded
+            incoming = Incoming(found.records(owns), found.expired, found.num_rows(owns), is_checked)
+            loaded: Future[int | None] = self._submit(lambda answer: self.shard.restore(incoming, answer))
+            return loaded.result()
+
+        num_rows = None if holding.num_rows else load(is_checked=False)
+        if num_rows is None:  # there are rows, or came meanwhile
+            num_rows = load(is_checked=True)
+        return pb.RestoreReply(num_rows=num_rows)
 
     def submit(self, event: Callable[[Future[T]], None]) -> Future[T]:
         """Run what resolves the future on the thread of work. Raises UnavailableError once it was closed."""

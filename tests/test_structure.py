@@ -35,8 +35,8 @@ LEVELS = [
     {"transport": ["ps.grpc_shell", "ps.transport"]},
     {
         "shard": [
-            "ps.applied", "ps.cut", "ps.deltas", "ps.execution", "ps.giving", "ps.holding", "ps.journal", "ps.moving",
-            "ps.pipe", "ps.request", "ps.schedule", "ps.shard", "ps.synchronous",
+            "ps.applied", "ps.cut", "ps.deltas", "ps.execution", "ps.giving", "ps.holding", "ps.journal", "ps.loading",
+            "ps.moving", "ps.pipe", "ps.request", "ps.schedule", "ps.shard", "ps.synchronous",
         ]
     },
     {"replica": ["ps.delta_folder", "ps.delta_lines", "ps.following", "ps.replica", "ps.served", "ps.turns"]},

@@ -116,6 +116,14 @@ class Arena:
         if high > low:
             self._map.madvise(mmap.MADV_DONTNEED, low * mmap.PAGESIZE, (high - low) * mmap.PAGESIZE)
 
+    def expect(self, num_bytes: int) -> None:
+        """About so many bytes of rows are to come, and there are none: with huge pages from the first one on, where
+        they pay, none need be made of small ones later.
+        """
+        if num_bytes >= _HUGE_ROWS_FROM and not self._huge_rows:
+            self._huge_rows, self._collapsed = True, _HUGE_ROWS_FROM
+            self._advise_huge_pages(0, len(self._map) // 2)
+
     def clear(self) -> None:
         """Take everything back."""
         self._map.madvise(mmap.MADV_DONTNEED, 0, _page_from(self._bottom) * mmap.PAGESIZE)

@@ -41,8 +41,9 @@ class Table:
     """
 
     def __init__(self, name: str, spec: TableSpec, *, seed: int, num_buckets: int, check: bool = False) -> None:
-        """num_buckets: a power of two. Compiles the kernels of the row layout, or reads them from the cache. check:
-        users' row functions get bounds checks.
+        """num_buckets: a power of two. Kernels of the row layout are compiled, or read from the cache, when they are
+        first used, or by `warm_up`; at once where an optimizer is a user's. check: users' row functions get bounds
+        checks.
         """
         if not 1 <= num_buckets <= 1 << 20 or num_buckets & (num_buckets - 1):
             raise RequestError(
@@ -113,7 +114,8 @@ class Table:
         return self._layout.text()
 
     def warm_up(self) -> None:
-        """Nothing is compiled after construction; this runs each kernel's code once so that its pages are in memory."""
+        """Compile whatever is not yet, so that no request waits for it, and run the code that every pull runs."""
+        self._kernels.compile_all()
         keys = np.zeros(1, np.uint64)
         self.pull(keys)
         bucket_of(keys, self.num_buckets)  # what every message of keys is checked with
@@ -335,6 +337,10 @@ class Table:
         self.watchers.dropping(bucket)
         self._buckets.drop(bucket)
         self.admission.drop_bucket(bucket)
+
+    def expect(self, num_rows: int) -> None:
+        """So many rows are about to come to an empty table: see Arena.expect."""
+        self.arena.expect(num_rows * self.bytes_per_row)
 
     def clear(self) -> None:
         """Delete all rows and give their memory back."""

@@ -1,18 +1,16 @@
-"""The faults. Each gets the shards, a random generator and the clients; when it returns, every shard runs and is
-reachable. What it returns is what it did, for the table: its own name, or that of what came of it.
+"""The faults of shards with journals. Each gets the shards, a random generator and the clients; when it returns, every
+shard runs and is reachable. What it returns is what it did, for the table: its own name, or that of what came of it.
 """
 
 import os
 import re
-import resource
 import shutil
 import signal
 import time
-from contextlib import suppress
 
-from ps.journal.frames import encode_commit
-from ps.journal.segments import Acknowledged, find_segments
-from tests.chaos.shards import freeze
+from ps.journal.segments import find_segments
+from tests.chaos.cluster import freeze
+from tests.chaos.disks import fill_disk, limit_files, tear
 
 _SNAPSHOT_SECONDS = 3.0
 _SMALL_DISK_BYTES = 512 << 20
@@ -124,11 +122,11 @@ def full_disk(shards, rng, clients):
     shard = _any(shards, rng)
     folder = shards.journals[shard]
     if shutil.disk_usage(folder).total <= _SMALL_DISK_BYTES:
-        name, undo = "disk full", _fill(folder.parent)
+        name, undo = "disk full", fill_disk(folder.parent)
     else:
         name, undo = (
             "disk full (file size limit)",
-            _limit(shards.processes[shard].pid, int(rng.integers(4096, 1 << 19))),
+            limit_files(shards.processes[shard].pid, int(rng.integers(4096, 1 << 19))),
         )
     time.sleep(rng.uniform(0.3, 3.0))
     if rng.random() < 0.4:
@@ -161,42 +159,5 @@ FAULTS = [
 ]  # fmt: skip
 
 
-def tear(folder, rng):
-    """Change what stands behind the acknowledged byte of a dead process's newest segment: cut it anywhere, and put
-    random bytes, half a frame or a lone commit behind it. What was acknowledged stays.
-    """
-    newest = find_segments(folder)[-1]
-    acknowledged = Acknowledged(folder)
-    place = acknowledged.read()
-    acknowledged.close()
-    assert place is not None
-    assert place[0] == newest, "the newest segment is acknowledged from its first byte on"
-    with (folder / str(newest)).open("r+b") as file:
-        end = int(rng.integers(place[1], file.seek(0, 2) + 1))
-        file.truncate(end)
-        file.seek(end)
-        whole = encode_commit(1 << 40, {})
-        file.write([b"", rng.bytes(int(rng.integers(1, 5000))), whole[: len(whole) // 2], bytes(64)][rng.integers(4)])
-
-
 def _any(shards, rng):
     return int(rng.integers(shards.count))
-
-
-def _limit(pid, num_bytes):
-    hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)[1]
-    resource.prlimit(pid, resource.RLIMIT_FSIZE, (num_bytes, hard))
-
-    def lift():
-        with suppress(ProcessLookupError):
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
-
-    return lift
-
-
-def _fill(folder):
-    path = folder / "filler"
-    with suppress(OSError), path.open("wb", buffering=0) as file:
-        while file.write(bytes(1 << 16)):
-            pass
-    return path.unlink

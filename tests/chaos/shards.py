@@ -1,34 +1,24 @@
 """Shard processes with journals behind forwarders: clients know the forwarders' addresses, which never change."""
 
 import os
-import signal
-import time
-from pathlib import Path
+import shutil
 
-from ps import control
-from ps.errors import UnavailableError
 from ps.placement import ShardProcess, journal_folder
-from ps.transport import GrpcTransport
+from tests.chaos.cluster import Cluster
 from tests.chaos.forwarder import Forwarder
 
-_READY_SECONDS = 60.0
 
+class Shards(Cluster):
+    """mode journal. A process that was killed stays dead until it is restarted."""
 
-class Shards:
-    """A cluster. A context manager: ends all that it started."""
+    mode = "journal"
 
     def __init__(self, spec, count, name="chaos"):
-        self.spec = spec
-        self.journals = [journal_folder(spec, name, shard) for shard in range(count)]
-        self.processes = [ShardProcess(journal=journal) for journal in self.journals]
-        self.forwarders = []
+        super().__init__(spec, name)
+        self.journals, self.processes, self.ports, self.forwarders = [], [], [], []
         try:
-            self.ports = [int(process.address.rpartition(":")[2]) for process in self.processes]
-            self.forwarders = [Forwarder(port) for port in self.ports]
-            self.addresses = [forwarder.address for forwarder in self.forwarders]
-            transport = GrpcTransport()
-            control.assign(transport, spec, control.first_routing(transport, spec, self.addresses))
-            transport.close()
+            self.grow(count)
+            self.assign_first()
         except BaseException:
             self.close()
             raise
@@ -37,11 +27,34 @@ class Shards:
     def count(self):
         return len(self.processes)
 
+    @property
+    def addresses(self):
+        return [forwarder.address for forwarder in self.forwarders]
+
+    @property
+    def client_addresses(self):
+        return self.addresses[:1]
+
+    def grow(self, count):
+        """Start processes until there are so many."""
+        for shard in range(self.count, count):
+            self.journals.append(journal_folder(self.spec, self.name, shard))
+            self.processes.append(ShardProcess(journal=self.journals[shard]))
+        for process in self.processes[len(self.forwarders) :]:
+            self.ports.append(int(process.address.rpartition(":")[2]))
+            self.forwarders.append(Forwarder(self.ports[-1]))
+
     def kill(self, shard):
         """SIGKILL; returns when the process is gone."""
         self.processes[shard].process.kill()
         self.processes[shard].process.wait()
         self.processes[shard].stop()
+
+    def kill_any(self, rng):
+        """SIGKILL of one; what starts it again."""
+        shard = int(rng.integers(self.count))
+        self.kill(shard)
+        return lambda: self.restart(shard)
 
     def begin_start(self, shard):
         """A new process on the shard's port, with its journal; it ends the old one if that still lives."""
@@ -55,21 +68,24 @@ class Shards:
         self.begin_start(shard)
         self.wait_until_started(shard)
 
+    def restart_gently(self, shard):
+        """As a rolling restart does it."""
+        self.processes[shard].stop()
+        self.restart(shard)
+
+    def wait_until_whole(self):
+        """A shard with a journal is never less."""
+
+    def recoveries(self):
+        """Yields after all processes were killed and began anew from their journals."""
+        for shard in range(self.count):
+            self.kill(shard)
+        for shard in range(self.count):
+            self.restart(shard)
+        yield
+
     def send_signal(self, shard, number):
         os.kill(self.processes[shard].pid, number)
-
-    def wait_until_idle(self):
-        """Until no shard has anything to do. Raises UnavailableError when one does not answer."""
-        transport, deadline = GrpcTransport(), time.monotonic() + _READY_SECONDS
-        addresses = [f"127.0.0.1:{port}" for port in self.ports]
-        quiet = 0
-        while quiet < 3:
-            found = control.statuses(transport, addresses)
-            quiet = quiet + 1 if all(status is not None and status.queue_depth == 0 for status in found) else 0
-            if time.monotonic() > deadline:
-                raise UnavailableError(f"shards did not come to rest within {_READY_SECONDS:g} s")
-            time.sleep(0.1)
-        transport.close()
 
     def close(self):
         for forwarder in self.forwarders:
@@ -77,19 +93,10 @@ class Shards:
         for process in self.processes:
             process.stop()
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-
-def freeze(pid):
-    """SIGSTOP, and wait until each thread stands still."""
-    os.kill(pid, signal.SIGSTOP)
-    while any(_state(task) not in "TZX" for task in Path(f"/proc/{pid}/task").iterdir()):
-        time.sleep(0.001)
-
-
-def _state(task):
-    return (task / "stat").read_text().rpartition(")")[2].split()[0]
+    def _end(self, kept):
+        for shard in range(kept, self.count):
+            self.forwarders[shard].close()
+            self.processes[shard].stop()
+            shutil.rmtree(self.journals[shard])
+        for each in (self.journals, self.processes, self.ports, self.forwarders):
+            del each[kept:]

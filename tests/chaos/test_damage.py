@@ -7,10 +7,10 @@ import pytest
 
 import ps
 from ps.errors import WeirError
-from ps.journal.segments import find_segments
 from ps.journal.snapshot import read_pointer
 from ps.placement import ShardProcess
 from ps.work import open_shard
+from tests.chaos.disks import counting_files, flip
 from tests.chaos.shards import Shards
 from tests.chaos.workload import prepare, send, spec, step_of
 
@@ -36,19 +36,6 @@ def journal(tmp_path_factory):
 @pytest.fixture
 def copy(journal, tmp_path):
     return shutil.copytree(journal, tmp_path / "copy")
-
-
-def flip(path, rng):
-    data = bytearray(path.read_bytes())
-    data[rng.integers(len(data))] ^= int(rng.integers(1, 256))
-    path.write_bytes(data)
-
-
-def counting_files(folder):
-    """Those that recovery reads: segments from the snapshot's on, and the snapshot."""
-    pointer = read_pointer(folder)
-    segments = [name for name in find_segments(folder) if name >= pointer.segment]
-    return [folder / str(name) for name in segments] + [folder / pointer.file]
 
 
 def contents(folder):

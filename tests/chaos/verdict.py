@@ -1,5 +1,7 @@
 """What must stand in the rows, from the ledgers; and what stands there."""
 
+import re
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -69,7 +71,8 @@ class Expected:
 @dataclass
 class Verdict:
     """Counts of single additions: acknowledged and not there, there more often than sent. extra: rows that nobody made,
-    or that should be gone. wrong: what clients read that cannot be.
+    or that should be gone. wrong: what clients read that cannot be. errors: what they were told of failed updates,
+    numbers aside: how often.
     """
 
     acknowledged: int = 0
@@ -80,6 +83,7 @@ class Verdict:
     wrong: int = 0
     checked_rows: int = 0
     remarks: list = field(default_factory=list)
+    errors: dict = field(default_factory=dict)
 
     @property
     def is_good(self):
@@ -92,7 +96,10 @@ class Verdict:
 def judge(expected, found, ledgers):
     """found: what `read_all` gave."""
     wrong = [line for ledger in ledgers for line in ledger.wrong]
+    wrong += [text for ledger in ledgers for text in ledger.errors if "lost its rows" in text]  # none ever does
     verdict = Verdict(expected.num_acknowledged, expected.num_unknown, wrong=len(wrong), remarks=wrong[:20])
+    errors = Counter(re.sub(r"\d+", "N", text) for ledger in ledgers for text in ledger.errors)
+    verdict.errors = dict(errors.most_common(10))
     for table in TABLES:
         values, num_rows = found[table]
         _compare(verdict, table, expected.keys(table), values, expected.bounds(table))

@@ -1,4 +1,4 @@
-"""One client in a process of its own: `python -m tests.chaos.worker --address A --number C --ledger FILE`.
+"""One client in a process of its own: `python -m tests.chaos.worker --addresses A B --number C --ledger FILE`.
 
 Sends its updates, several at once, until its standard input closes; then waits for all of them, and ends with status 0.
 """
@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ _CONNECT_SECONDS = 60.0
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--address", required=True)
+    parser.add_argument("--addresses", nargs="+", required=True, help="of processes that serve a shard, or may")
     parser.add_argument("--number", type=int, required=True)
     parser.add_argument("--ledger", type=Path, required=True)
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds until one message counts as failed")
@@ -33,7 +34,7 @@ def main():
     ending = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ending.set()), daemon=True).start()
     retry = ps.RetryOptions(timeout_seconds=options.timeout)
-    client = _connect(options.address, ps.ClientOptions(staleness=-1, share_from_bytes=16_384, retry=retry))
+    client = _connect(options.addresses, ps.ClientOptions(staleness=-1, share_from_bytes=16_384, retry=retry))
     worker = _Worker(client, options.number, LedgerWriter(options.ledger))
     number = 0
     while not ending.is_set():
@@ -97,15 +98,16 @@ class _Worker:
             self._ledger.wrong(number, f"update {marked[place]}, acknowledged, is there {found[place]:g} times")
 
 
-def _connect(address, options):
+def _connect(addresses, options):
     deadline = time.monotonic() + _CONNECT_SECONDS
-    while True:
+    for address in cycle(addresses):
         try:
             return ps.connect(address, options)
-        except ps.UnavailableError:
+        except ps.WeirError:  # it is down, or was started a moment ago and belongs to no cluster yet
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.2)
+    raise AssertionError("no address")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tests.chaos.counting import CountCall
 NUM_COUNTS, NUM_ADMITTED, NUM_TALLIES, NUM_WIDE = 8000, 400, 300, 500
 THRESHOLD = 3  # shows that earn a row in `admitted`
 MAX_AGE, NEVER_OLD = 1000, 1 << 31  # seconds; an event time
+STANDBY_SECONDS = 3.0
 CYCLE = 16  # updates; the kinds repeat
 SHARED, MARKS, TALLIES, LIVES, AGED = range(5)  # slots
 _COUNT = {"count": {"dim": 1, "initializer": {"name": "zeros"}, "optimizer": {"name": "sgd", "learning_rate": 1.0}}}
@@ -27,7 +28,7 @@ _LIFE = (3, 5, 7, 9)  # places in a cycle
 _AGED = (11, 12, 13)
 
 
-def spec(journals, snapshot_after_bytes=256 << 10):
+def spec(journals, snapshot_after_bytes=256 << 10, mode="journal"):
     """The cluster: small snapshots, and many of them. Rows have one of two layouts, so that little is compiled."""
     return ps.ClusterSpec(
         tables={
@@ -44,11 +45,12 @@ def spec(journals, snapshot_after_bytes=256 << 10):
         num_buckets=64,
         psfunc_modules=["tests.chaos.counting"],
         durability={
-            "mode": "journal",
+            "mode": mode,
             "directory": str(journals),
             "fsync": "never",
             "snapshot_after_bytes": snapshot_after_bytes,
             "recovery_seconds": 60,
+            "standby_seconds": STANDBY_SECONDS,
         },
     )
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import ps
 from ps import chain, checkpoint
 from ps.errors import CheckpointError, ExpiredError, RequestError, WrongEpochError
 from ps.keys import bucket_of
@@ -222,6 +223,60 @@ def test_damage_anywhere_is_told_and_changes_nothing(written, tmp_path_factory, 
         cluster.restore(source)
         cluster.push(1.0, sequence=2)
     shutil.rmtree(folder.parent)
+
+
+def account(thread):
+    """All that a shard has: rows, what was applied, who is refused."""
+    holding = thread.shard.holding
+    records = [record for bucket in holding.held.tolist() for record in holding.records_of(bucket)]
+    return (
+        holding.num_rows,
+        [(each.bucket, each.keys.tolist(), each.applied) for each in records],
+        holding.expired_ids(),
+    )
+
+
+@pytest.mark.parametrize("where", [0.0, 0.3, 0.95, 1.0])
+def test_damage_leaves_shards_without_rows_as_they_were(written, tmp_path, where):
+    """They load what they read: where a record cannot be read, what was loaded before it goes again."""
+    source, _, _ = written
+    for part in (0, 1):
+        folder = tmp_path / str(part)
+        shutil.copytree(source, folder)
+        path = folder / checkpoint.read_manifest(folder).parts[part]["file"]
+        data = bytearray(path.read_bytes())
+        data[int(where * (len(data) - 1))] ^= 1
+        path.write_bytes(data)
+        with Cluster(2) as cluster:
+            cluster.push(1.0, sequence=1, client=7)
+            cluster.do(lambda k, p: [call("delete", keys=k)], sequence=2, client=7)
+            cluster.threads[0].shard.holding.applied["user"].load_expired([99])
+            before = [account(thread) for thread in cluster.threads]
+            assert before[0][0] == 0
+            assert any(applied for _, _, applied in before[0][1])
+            with pytest.raises(CheckpointError, match=path.name):
+                cluster.threads[part].restore(str(folder))
+            assert account(cluster.threads[part]) == before[part]
+            assert cluster.push(1.0, sequence=2, client=7) == (0, len(KEYS))
+            assert cluster.restore(source) == len(KEYS)
+
+
+def test_a_shard_with_a_journal_forgets_a_restore_that_failed(tmp_path, written):
+    source, _, _ = written
+    durability = ps.Durability(mode="journal", directory=str(tmp_path / "journals"))
+    spec = SPEC.model_copy(update={"durability": durability})
+    folder = shutil.copytree(source, tmp_path / "copy")
+    path = folder / checkpoint.read_manifest(folder).parts[1]["file"]
+    data = bytearray(path.read_bytes())
+    data[-40] ^= 1
+    path.write_bytes(data)
+    for start in range(2):
+        with ps.LocalCluster(spec) as cluster, cluster.connect() as client:
+            if start == 0:
+                with pytest.raises(CheckpointError, match=path.name):
+                    client.restore(folder)
+                client.push("user", KEYS[:3], np.ones((3, 3), np.float32), step=1).wait()
+            assert client.get("user", ps.Size()) == 3
 
 
 @SETTINGS

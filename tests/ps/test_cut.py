@@ -9,6 +9,7 @@ import pytest
 
 from ps import checkpoint
 from ps.errors import CheckpointError
+from ps.loading import Incoming
 from ps.pipe import Pipe
 from ps.places import LocalPlace
 from ps.shard import Shard
@@ -115,7 +116,7 @@ def test_a_restore_ends_a_save(tmp_path):
     sink.step()
     driver.run()
     restored = Future()
-    driver.shard.restore(iter(()), {}, restored)
+    driver.shard.restore(Incoming(iter(())), restored)
     driver.run()
     assert restored.result(0) == 0
     sink.step()

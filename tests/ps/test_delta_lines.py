@@ -14,7 +14,8 @@ from ps.placement import LocalCluster
 from ps.replica import Replica
 from ps.serving_rows import serving_spec
 from ps.spec import ClusterSpec
-from tests.chaos.shards import Shards, freeze
+from tests.chaos.cluster import freeze
+from tests.chaos.shards import Shards
 from tests.ps.deltas.streams import deltas_of
 from tests.ps.driving import SGD, keys_of
 

@@ -96,6 +96,22 @@ def test_shards_of_a_node_are_those_of_its_host():
     assert [shards_beside(addresses, shard) for shard in range(5)] == [2, 1, 2, 2, 2]
 
 
+def test_standbys_of_a_node_count_too():
+    here = [f"10.0.0.1:{port}" for port in range(3)]
+    assert shards_beside(here, 0, "10.0.0.1:7") == 6
+    spread = ("10.0.0.1:5", "10.0.0.2:5", "10.0.0.1:6", "10.0.0.2:6")
+    assert shards_beside(spread, 0, "10.0.0.2:7") == 4  # two of its own kind, and two standbys of the other node's
+    assert shards_beside(("10.0.0.1:5", "10.0.0.1:6"), 0, "10.0.0.2:5") == 2  # all standbys are on the other node
+    assert shards_beside(("10.0.0.1:5",), 0, "10.0.0.2:5") == 1
+
+
+def test_a_cluster_of_pairs_is_refused_by_what_both_need(monkeypatch, tmp_path):
+    monkeypatch.setattr("ps.placement.thresholds_here", lambda: [Threshold(39 * GIB, "the machine's memory")])
+    durability = ps.Durability(mode="replicated", directory=str(tmp_path))
+    with pytest.raises(RequestError, match="4 shards and standbys on this node may take 40 GiB, above 39 GiB"):
+        ps.LocalCluster(spec(user="10GiB").model_copy(update={"durability": durability}), shards=2, placement="process")
+
+
 def assign(thread, shards, *, shard=0):
     addresses = [f"10.0.0.{number // 2}:1" for number in range(shards)]
     routing = Routing.initial(256, addresses).to_message()
@@ -110,6 +126,16 @@ def test_a_shard_refuses_its_tables_by_the_shards_of_its_node():
             assign(thread, 3)
         assert thread.shard.holding is None
         assign(thread, 3, shard=2).result(120)
+    finally:
+        thread.close()
+
+
+def test_a_shard_of_a_pair_counts_standbys():
+    thread = WorkThread(Shard(), thresholds=lambda: [Threshold(19 * GIB, "its cgroup")])
+    try:
+        thread.standby = "10.0.0.1:2"
+        with pytest.raises(RequestError, match="3 shards on this node may take 30 GiB, above 19 GiB, its cgroup"):
+            assign(thread, 3, shard=2)
     finally:
         thread.close()
 

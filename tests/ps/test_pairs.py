@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import ps
+from ps.control import StatusDirectory
 from ps.errors import WrongEpochError
 from ps.journal.segments import find_segments
 from ps.pairing import Seen
+from ps.pairs import Pair
 from ps.routing import Routing
 from ps.shard_process import ShardProcess
 from ps.transport import GrpcTransport
@@ -136,6 +138,74 @@ def test_buckets_that_moved_are_at_the_standbys_too(tmp_path):
         os.kill(primary_of(cluster, 0).pid, signal.SIGKILL)
         assert (client.pull("user", KEYS) == 4).all()
         assert len(cluster.processes) == 2
+
+
+def test_a_number_of_a_shard_comes_again_at_another_place(tmp_path):
+    """Clients that knew the shard that had it, and looked away meanwhile."""
+    with ps.LocalCluster(spec(tmp_path), shards=1, placement="process") as cluster:
+        transport = GrpcTransport()
+        directory = StatusDirectory(cluster.name, transport, cluster.addresses)
+        for shards in (2, 1, 2):
+            list(cluster.reshard(shards))
+            if shards == 2:
+                assert [directory.routing().addresses for _ in range(3)] == [cluster.addresses] * 3
+        transport.close()
+
+
+class Interfering(GrpcTransport):
+    """Freezes the process of a folder just before an order reaches it, once."""
+
+    def __init__(self, processes):
+        super().__init__()
+        self.processes, self.frozen, self.is_armed = processes, None, False
+
+    def send(self, address, method, message, timeout_seconds):
+        if method == "Pair" and self.is_armed:
+            self.is_armed = False
+            self.frozen = next(each for each in self.processes if each.known_address == address)
+            os.kill(self.frozen.pid, signal.SIGSTOP)
+        return super().send(address, method, message, timeout_seconds)
+
+
+@pytest.fixture
+def watched(tmp_path):
+    """A pair without a spec, and the transport of its orders."""
+    processes = []
+    transport = Interfering(processes)
+    pair = Pair(0, (tmp_path / "one", tmp_path / "two"), processes, transport, standby_seconds=1.0)
+    pair.wait_until_led()
+    yield pair, transport
+    pair.stop()
+    transport.close()
+    for process in processes:
+        process.stop()
+
+
+def test_a_process_that_freezes_while_it_carries_out_an_order_is_replaced(watched):
+    pair, transport = watched
+    transport.is_armed = True
+    next(each for each in transport.processes if each.known_address != pair.address).kill()  # it comes back, for orders
+    deadline = time.monotonic() + 30
+    while transport.frozen is None or transport.frozen.is_running:
+        assert time.monotonic() < deadline, "the frozen process lives on"
+        time.sleep(0.05)
+
+
+def test_a_process_that_freezes_before_it_listens_is_replaced(watched, monkeypatch):
+    monkeypatch.setattr("ps.pairs.START_SECONDS", 0.5)
+    monkeypatch.setattr("ps.pairs._RESTART_SECONDS", 0.5)
+    pair, transport = watched
+    place = next(place for place in (0, 1) if transport.processes[place].known_address != pair.address)
+    before = transport.processes[place]
+    before.kill()
+    while transport.processes[place] is before:
+        time.sleep(0.01)
+    frozen = transport.processes[place]
+    os.kill(frozen.pid, signal.SIGSTOP)
+    assert not frozen.is_up
+    assert frozen.process.wait(30) == -signal.SIGKILL
+    while transport.processes[place] is frozen:
+        time.sleep(0.01)
 
 
 @pytest.mark.slow

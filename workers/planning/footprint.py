@@ -32,6 +32,11 @@ class Footprint:
         """Key, metadata, values and state of a row, with its late segments."""
         return self._layout.kinds[FULL].row_bytes
 
+    @property
+    def image_bytes(self) -> int:
+        """Of a row in a file or on its way, without its key."""
+        return 4 * self._layout.image_words
+
     def memory_bytes(self, num_rows: float, num_buckets: int) -> float:
         """What Table.memory_bytes comes to, over all shards. Raises ValueError for more rows than buckets hold."""
         rows = num_rows / num_buckets
@@ -47,7 +52,7 @@ class Footprint:
 
     def checkpoint_bytes(self, num_rows: float, num_buckets: int) -> float:
         """Of all records: rows without padding between them, and a frame for every 4,096 rows of a bucket."""
-        image = 4 * self._layout.image_words
+        image = self.image_bytes
         one = Record(self._name, num_buckets - 1, "", np.zeros(1, np.uint64), np.zeros((1, image), np.uint8))
         frame = len(encode_record(one)) - 8 - image
         records = num_buckets * -(-(num_rows / num_buckets) // _RECORD_ROWS)

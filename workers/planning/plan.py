@@ -26,7 +26,14 @@ class Line(NamedTuple):
 def plan(config: Config, demand: Demand, nodes: Nodes, figures: Figures) -> list[Line]:
     """From rows to checkpoint. Raises RequestError for what no cluster can hold."""
     sizing = Sizing(config, demand, nodes, figures)
-    return [*_rows(sizing), *_memory(sizing, nodes), *_work(sizing), *_traffic(sizing), *_checkpoint(sizing)]
+    return [
+        *_rows(sizing),
+        *_memory(sizing, nodes),
+        *_work(sizing),
+        *_traffic(sizing),
+        *_checkpoint(sizing),
+        *_journals(sizing),
+    ]
 
 
 def as_answer(lines: Sequence[Line], figures: Figures) -> dict[str, Any]:
@@ -58,16 +65,20 @@ def _rows(sizing: Sizing) -> list[Line]:
 
 
 def _memory(sizing: Sizing, nodes: Nodes) -> list[Line]:
-    figures, shards = sizing.figures, sizing.copies * sizing.shards
+    figures, shards, has_standbys = sizing.figures, sizing.copies * sizing.shards, sizing.processes_each > 1
     why = {
         "memory": f"memory, {nodes.fill:g} of {show_bytes(nodes.node_memory)} each",
         "cores": f"cores, {nodes.node_cores} each",
         "network": f"the network, {nodes.load:g} of {nodes.node_network:g} Gbit/s each",
-        "copies": "a node at least for each copy",
+        "copies": "a node at least for each copy" + ", and one for its standbys" * has_standbys,
     }
     per_process = show_bytes(figures.process_bytes)
     held = f"measured: resident {figures.resident_share:.4g} of what tables report, {per_process} a process beside"
+    if has_standbys:
+        held += "; twice, for each shard has a standby (cluster.durability.mode: replicated)"
     split = f"rule: one core each, at most {nodes.load:g} busy, one a node at least; copies: {sizing.copies}"
+    if has_standbys:
+        split += f"; with standbys {2 * shards:,} processes"
     most = min(footprint.max_rows for footprint in sizing.footprints.values())
     rule = f"rule: {BUCKETS_PER_SHARD} a shard up to {MAX_BUCKETS:,}; at most {most:,} rows in one"
     return [
@@ -121,9 +132,12 @@ def _traffic(sizing: Sizing) -> list[Line]:
     received, sent = (each * sizing.copies for each in sizing.network())
     pull, push = (sizing.figures.messages[verb].message_bytes for verb in ("pull", "push"))
     beside = f"the wire's arrays; measured: {pull:.4g} bytes a pull and {push:.4g} a push beside them"
+    replicated = sizing.standby_traffic() * sizing.copies
+    images = f"; {show_bytes(replicated)}/s of it from primaries to standbys, an image of each pushed row"
+    images = images if replicated else ""
     return [
-        Line("received_bytes_per_second", received, f"{show_bytes(received)}/s", f"by all shards: {beside}"),
-        Line("sent_bytes_per_second", sent, f"{show_bytes(sent)}/s", f"by all shards: {beside}"),
+        Line("received_bytes_per_second", received, f"{show_bytes(received)}/s", f"by all shards: {beside}{images}"),
+        Line("sent_bytes_per_second", sent, f"{show_bytes(sent)}/s", f"by all shards: {beside}{images}"),
     ]
 
 
@@ -134,3 +148,12 @@ def _checkpoint(sizing: Sizing) -> list[Line]:
         Line("checkpoint_bytes", length, show_bytes(length), "the format: key and image of each row, frames"),
         Line("checkpoint_seconds", seconds, f"{seconds:.4g}", f"measured: {rate / 1e6:.4g} MB/s a node, all at once"),
     ]
+
+
+def _journals(sizing: Sizing) -> list[Line]:
+    if not sizing.journal_bytes:
+        return []
+    basis = "rule: two snapshots of the rows while a new one is written, and the journal that made it due"
+    if sizing.processes_each > 1:
+        basis += "; twice, for standbys have journals too"
+    return [Line("journal_bytes", sizing.journal_bytes, show_bytes(sizing.journal_bytes), basis)]

@@ -52,14 +52,17 @@ class Cores(NamedTuple):
 class Sizing:
     """The least number of shards that bears the load and fills the nodes it needs.
 
-    copies; shards: of each copy; buckets; nodes, and `nodes_by`, what asked for so many; memory_bytes: resident, of all
-    shard processes. Everything that is said of a second is of one copy.
+    copies; shards: of each copy; processes_each: of a shard, 2 where it has a standby; buckets; nodes, and `nodes_by`,
+    what asked for so many; memory_bytes: resident, of all shard processes; journal_bytes: on their disks. Everything
+    that is said of a second is of one copy.
     """
 
     def __init__(self, config: Config, demand: Demand, nodes: Nodes, figures: Figures) -> None:
         """Raises RequestError for what no cluster can hold."""
         self.demand, self.figures, self.copies = demand, figures, 1 + nodes.replicas
         self.tables: Mapping[str, TableSpec] = config.tables
+        self._durability = config.cluster.durability
+        self.processes_each = 1 + self._durability.is_replicated
         self._item_bytes = ITEM_BYTES[DTYPES[config.cluster.client.wire]]
         self.footprints = {name: Footprint(name, table) for name, table in self.tables.items()}
         fields = [config.table_of(field) for field in config.slots()]
@@ -99,7 +102,14 @@ class Sizing:
             rows = self._array_bytes(calls) - keys
             received += beside + keys + (rows if calls.verb == "push" else 0)
             sent += beside + (rows if calls.verb == "pull" else 0)
-        return received, sent
+        return received + self.standby_traffic(), sent + self.standby_traffic()
+
+    def standby_traffic(self) -> float:
+        """Bytes a second of after-images that primaries send and standbys receive."""
+        if self.processes_each == 1:
+            return 0.0
+        pushed = (calls.keys for calls in self.calls if calls.verb == "push")
+        return sum(n * (8 + self.footprints[name].image_bytes) for keys in pushed for name, n in keys.items())
 
     def table_bytes(self, name: str) -> float:
         """What one copy of a table reports, over all shards."""
@@ -108,6 +118,14 @@ class Sizing:
     def checkpoint_bytes(self) -> float:
         """Of one copy: replicas save nothing."""
         return sum(self.footprints[name].checkpoint_bytes(self.demand.rows[name], self.buckets) for name in self.tables)
+
+    @property
+    def journal_bytes(self) -> float:
+        """Of all processes at most, while a snapshot is written: the one before, the new one, and what made it due."""
+        if not self._durability.keeps_journal:
+            return 0.0
+        rows, least = self.checkpoint_bytes(), self.shards * self._durability.snapshot_after_bytes
+        return self.copies * self.processes_each * (2 * rows + max(rows, least))
 
     def table_rate(self, verb: Verb, name: str) -> tuple[float, str]:
         """(rows a core-second, the measured layouts that it rests on). The widest segment's codec counts."""
@@ -146,18 +164,20 @@ class Sizing:
         """Nodes for the shards, and at least a shard for each node."""
         while True:
             self.buckets = self._buckets_for(self.shards)
-            self.memory_bytes = self.copies * (self._table_memory() + self.shards * self.figures.process_bytes)
+            processes = self.copies * self.processes_each * self.shards
+            each = self._table_memory() / self.shards + self.figures.process_bytes
+            self.memory_bytes = processes * each
             busiest = max(self.network()) * self.copies / (nodes.network_bytes_per_second * nodes.load)
             needs = {
                 "memory": math.ceil(self.memory_bytes / (nodes.node_memory * nodes.fill)),
-                "cores": math.ceil(self.copies * self.shards / nodes.node_cores),
+                "cores": math.ceil(processes / nodes.node_cores),
                 "network": math.ceil(busiest),
-                "copies": self.copies,
+                "copies": self.copies * self.processes_each,
             }
             self.nodes_by, self.nodes = max(needs.items(), key=lambda need: need[1])
-            if self.copies * self.shards >= self.nodes:
+            if processes >= self.nodes:
                 return
-            self.shards = math.ceil(self.nodes / self.copies)
+            self.shards = math.ceil(self.nodes / (self.copies * self.processes_each))
 
     def _table_memory(self) -> float:
         sketches = [t.admission.sketch_bytes for t in self.tables.values() if isinstance(t.admission, Sketched)]

@@ -51,6 +51,7 @@ def serve_rows(
         source = None if follow is None else source_of(follow, options.security)
         bundle = read_bundle(directory)
         replica = load_rows(bundle)
+        num_rows, seconds = replica.num_rows, round(time.perf_counter() - began, 3)
         follower = None
         if source is not None:
             follower = Follower(replica, source)
@@ -73,9 +74,9 @@ def serve_rows(
                 "model": bundle.name,
                 "version": bundle.version,
                 "pid": os.getpid(),
-                "rows": replica.num_rows,
+                "rows": num_rows,
                 "bytes": replica.memory_bytes,
-                "seconds": round(time.perf_counter() - began, 3),
+                "seconds": seconds,
             }
         )
         os.read(end, 1)

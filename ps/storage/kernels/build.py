@@ -4,8 +4,9 @@ numba's own cache does not notice an edited helper in another file. So every ker
 (mode 0700) named by a hash of all kernel sources and of the versions that matter: an edit starts an empty folder.
 
 A kernel with a signature is compiled (or read from the cache) when its module is imported, once, for exactly those
-types; one without is compiled for the types of its first call. Inputs that may come from a read-only buffer, such as
-a decoded message, are declared `readonly_array`: numba passes writable arrays there too.
+types, or when it is first asked for (a deferred one); one without is compiled for the types of its first call. Inputs
+that may come from a read-only buffer, such as a decoded message, are declared `readonly_array`: numba passes writable
+arrays there too.
 """
 
 from __future__ import annotations
@@ -83,10 +84,34 @@ def kernel(function: Callable[..., Any]) -> Compiled:
 
 def typed_kernel(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Compiled]:
     """As `kernel`, but compiled at import for these types (numba types, or names such as "int64") and no others."""
-    types = [getattr(numba.types, t) if isinstance(t, str) else t for t in (result, *arguments)]
 
     def decorate(function: Callable[..., Any]) -> Compiled:
-        return _compile(function, types[0](*types[1:]))
+        return _compile(function, _signature(result, *arguments))
+
+    return decorate
+
+
+def _signature(result: Any, *arguments: Any) -> Any:
+    types = [getattr(numba.types, t) if isinstance(t, str) else t for t in (result, *arguments)]
+    return types[0](*types[1:])
+
+
+class Deferred:
+    """A kernel of these types that is not compiled yet."""
+
+    def __init__(self, function: Callable[..., Any], signature: Any) -> None:
+        self._function, self._signature = function, signature
+
+    def compile(self) -> Compiled:
+        """Compile it now, or read it from the cache."""
+        return _compile(self._function, self._signature)
+
+
+def deferred_kernel(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Deferred]:
+    """As `typed_kernel`, compiled when it is asked for: of the kernels of a row layout many a table needs few."""
+
+    def decorate(function: Callable[..., Any]) -> Deferred:
+        return Deferred(function, _signature(result, *arguments))
 
     return decorate
 

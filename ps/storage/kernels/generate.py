@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -80,15 +81,45 @@ class KernelLayout:
         return any(segment.code.users for segment in self.segments)
 
 
-def kernels_of(layout: KernelLayout) -> ModuleType:
-    """The module of templates/table.py for this layout, its kernels compiled or read from the cache.
+class Kernels:
+    """The kernels of templates/table.py for one layout, by name; each compiled, or read from the cache, at its first
+    use.
+    """
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> build.Compiled:
+        deferred = getattr(self._module, name)
+        with _LOADING:  # numba compiles in one thread
+            compiled: build.Compiled = deferred.compile()
+        setattr(self, name, compiled)
+        return compiled
+
+    def compile_all(self) -> None:
+        """Compile those that are not yet."""
+        for name, found in vars(self._module).items():
+            if isinstance(found, build.Deferred):
+                getattr(self, name)
+
+
+def kernels_of(layout: KernelLayout) -> Kernels:
+    """The kernels for this layout; with users' functions, all of them compiled.
 
     Raises RequestError with file and line where a user's function cannot be compiled.
     """
     try:
-        return sys.modules[_table_module(layout)]
+        kernels = _kernels(_table_module(layout))
+        if layout.may_raise:
+            kernels.compile_all()
+        return kernels
     except row_functions.COMPILE_ERRORS as error:
         raise row_functions.explained(error, [segment.code for segment in layout.segments]) from error
+
+
+@cache
+def _kernels(module: str) -> Kernels:
+    return Kernels(sys.modules[module])
 
 
 def program_of(layout: KernelLayout, code: RowCode, role: str) -> ModuleType:

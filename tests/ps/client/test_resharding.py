@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ps
+from ps import control
 from ps.errors import WeirError
 from ps.keys import bucket_of
 from ps.resharding import even_ranges, plan
@@ -95,6 +96,25 @@ def test_an_update_that_is_sent_again_to_the_new_owner_is_not_applied_again():
         (known,) = holding.applied["count"]._clients
         moved = holding.owned
         assert not holding.applied["count"].fresh(known, 1, moved).any()
+
+
+def test_a_shard_that_has_not_got_its_place_yet_has_lost_nothing():
+    """Others hear of a new shard while it still compiles what its tables need."""
+    with ps.LocalCluster(spec_of(), shards=2) as cluster, cluster.connect() as client:
+        client.push("count", KEYS, DOWN, step=1).wait()
+        cluster._start(1, fresh=True)
+        transport = cluster._transport()
+        directory = control.StatusDirectory(cluster.name, transport, cluster.addresses)
+        routing = directory.propose()
+        control.assign(transport, cluster.spec, routing, [0, 1])
+        for _ in range(2):
+            assert directory.routing().epoch == routing.epoch
+        client.push("count", KEYS, DOWN, step=2).wait()
+        owners = np.where(np.arange(32) < 8, 2, routing.owners).astype(np.int32)
+        routing = directory.propose(owners)
+        control.assign(transport, cluster.spec, routing, [0, 1])
+        with pytest.raises(ps.RowsLostError, match="shard 2"):
+            directory.routing()
 
 
 def test_rows_are_balanced_where_they_lie_unevenly():

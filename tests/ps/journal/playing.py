@@ -11,6 +11,7 @@ import numpy as np
 from ps.journal.journal import Journal
 from ps.journal.lock import Lock
 from ps.journal.recovery import recover
+from ps.loading import Incoming
 from ps.request import check_request
 from ps.routing import Routing
 from ps.shard import Shard
@@ -116,7 +117,7 @@ class Play:
             [record for bucket in range(NUM_BUCKETS) for record in self.shard.holding.records_of(bucket)],
             Future(),
         )
-        self.shard.restore(records, {}, answer)
+        self.shard.restore(Incoming(records), answer)
         self.run()
         return answer
 

@@ -1,12 +1,14 @@
 """What a table reports is what its process has, from an empty table to millions of rows, in processes of their own."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from ps.storage.arena import Arena
 from tests.ps.storage.test_memory import MIB, table_of
 
 ROOT = Path(__file__).parents[3]
@@ -31,6 +33,23 @@ def check(found):
 
 def test_resident_memory_is_what_is_reported():
     check(grown(table_of().spec, [0, 1000, 30_000, 100_000, 300_000, 10**6]))
+
+
+def flags_of(arena):
+    """What the kernel says of the mapping in which its rows begin; "hg": huge pages were asked for."""
+    start = arena.words.ctypes.data
+    ranges = re.findall(
+        r"(?m)^([0-9a-f]+)-([0-9a-f]+) .*\n(?:[A-Z].*\n)*?VmFlags: (.*)$", Path("/proc/self/smaps").read_text()
+    )
+    return next(flags for low, high, flags in ranges if int(low, 16) <= start < int(high, 16)).split()
+
+
+def test_rows_that_are_expected_have_huge_pages_from_the_first_on():
+    many, few = Arena(), Arena()
+    many.expect(64 << 20)
+    few.expect(1 << 20)
+    assert "hg" in flags_of(many)
+    assert "hg" not in flags_of(few)
 
 
 @pytest.mark.slow

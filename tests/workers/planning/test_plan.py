@@ -117,6 +117,37 @@ def test_replicas_share_requests_and_take_every_update():
     assert thrice["checkpoint_bytes"] == alone["checkpoint_bytes"]  # saved once
 
 
+def durable(**options):
+    return Config.model_validate({**RECIPE, "cluster": {"durability": {"directory": "/journals", **options}}})
+
+
+def test_standbys_double_memory_processes_and_journals():
+    nodes = {"node_cores": 64}
+    alone, pairs = (planned(durable(mode=mode), nodes=nodes) for mode in ("journal", "replicated"))
+    one, two = alone["plan"], pairs["plan"]
+    assert two["shards"] == one["shards"] == 18  # standbys take no messages of clients
+    assert two["memory_bytes"] == pytest.approx(2 * one["memory_bytes"])
+    assert one["journal_bytes"] == pytest.approx(2 * one["checkpoint_bytes"] + 18 * (256 << 20))
+    assert two["journal_bytes"] == pytest.approx(2 * one["journal_bytes"])
+    assert two["checkpoint_bytes"] == one["checkpoint_bytes"]  # saved once
+    images = 1000 * (8 + 32) + 2000 * (8 + 20)  # a second: key and image of each pushed row; a row and its key
+    for way in ("received_bytes_per_second", "sent_bytes_per_second"):
+        assert two[way] == pytest.approx(one[way] + images)
+    assert (one["nodes"], two["nodes"]) == (1, 2)
+    assert "twice, for each shard has a standby" in pairs["basis"]["memory_bytes"]
+    assert pairs["basis"]["shards"].endswith("; with standbys 36 processes")
+    assert pairs["basis"]["nodes"] == "decided by a node at least for each copy, and one for its standbys"
+    assert "journal_bytes" not in planned()["plan"]
+
+
+def test_memory_decides_over_nodes_of_pairs():
+    nodes = {"node_memory": "1GiB", "node_cores": 4, "fill": 0.5}
+    found = planned(durable(mode="replicated"), nodes=nodes, rows={"people": 2e8, "things": 1}, requests=1, updates=0)
+    found = found["plan"]
+    assert found["nodes"] == math.ceil(found["memory_bytes"] / (0.5 * 2**30)) > 40
+    assert 2 * found["shards"] in (found["nodes"], found["nodes"] + 1)
+
+
 def test_larger_calls_send_fewer_messages():
     small, large = planned()["plan"], planned(requests_per_call=1000, updates_per_call=1000)["plan"]
     assert large["messages_per_second"] < small["messages_per_second"] / 10

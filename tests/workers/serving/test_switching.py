@@ -1,4 +1,4 @@
-"""What answers follows the pointer: towers on live rows, rollbacks to rows as they were; what does not fit, not."""
+"""What answers follows the pointer: towers on live rows, rollbacks to old rows; what does not fit is refused."""
 
 import gc
 import time

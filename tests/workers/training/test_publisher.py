@@ -1,4 +1,4 @@
-"""Publications while training goes on: rows and towers that belong together, and training's bits as without them."""
+"""Publications while training goes on: rows and towers belong together, and training has the bits as without."""
 
 from pathlib import Path
 

@@ -6,7 +6,7 @@ functions take an address as it is, flag included, and do nothing for the late s
 
 import numpy as np
 
-from ps.storage.kernels.build import array, inlined, readonly_array, typed_kernel
+from ps.storage.kernels.build import array, deferred_kernel, inlined, readonly_array
 from ps.storage.kernels.index import (
     ADDRESSES,
     BUCKETS,
@@ -161,7 +161,7 @@ def _remember(words, address, key, before, before_keys, place):
             stream(kept, j, row[j])
 
 
-@typed_kernel("void", WORDS, FLOATS, HALVES, BUCKETS, KEYS, "int64", HYPERS, STREAMS, OUT_ROWS, *WORKSPACE)
+@deferred_kernel("void", WORDS, FLOATS, HALVES, BUCKETS, KEYS, "int64", HYPERS, STREAMS, OUT_ROWS, *WORKSPACE)
 def pull(
     words, floats, halves, buckets, keys, bucket_bits, hyper, streams, out, hashes, addresses, scratch, halves_scratch
 ):
@@ -184,7 +184,7 @@ def pull(
                 initial_row(key, hyper, streams, out, base, code_floats, code_halves)
 
 
-@typed_kernel(
+@deferred_kernel(
     "int64",
     WORDS,
     FLOATS,
@@ -280,7 +280,7 @@ def push(
     return num_missing
 
 
-@typed_kernel("void", FLOATS, HALVES, KEYS, ADDRESSES, RATES, HYPERS, STREAMS, FLOATS, "boolean")
+@deferred_kernel("void", FLOATS, HALVES, KEYS, ADDRESSES, RATES, HYPERS, STREAMS, FLOATS, "boolean")
 def create(floats, halves, keys, addresses, learning_rates, hyper, streams, scratch, late):
     """First values and state of new rows; late: of the late segments of rows that have just become full."""
     floats, halves, keys, addresses = borrow(floats), borrow(halves), borrow(keys), borrow(addresses)
@@ -292,7 +292,7 @@ def create(floats, halves, keys, addresses, learning_rates, hyper, streams, scra
             create_row(floats, halves, addresses[i], keys[i], learning_rates, hyper, streams, scratch)
 
 
-@typed_kernel("void", WORDS, FLOATS, HALVES, ADDRESSES, RATES, HYPERS, STREAMS, "int64", COUNTS, FLOATS, "boolean")
+@deferred_kernel("void", WORDS, FLOATS, HALVES, ADDRESSES, RATES, HYPERS, STREAMS, "int64", COUNTS, FLOATS, "boolean")
 def sweep_rows(words, floats, halves, addresses, learning_rates, hyper, streams, step, counts, scratch, write):
     """The table-wide update of these rows. write: store it; else only see whether it raises."""
     words, floats, halves, addresses = borrow(words), borrow(floats), borrow(halves), borrow(addresses)
@@ -309,7 +309,7 @@ def sweep_rows(words, floats, halves, addresses, learning_rates, hyper, streams,
             counts[SATURATED] += commit_sweep_row(floats, halves, address, key, streams, step, scratch)
 
 
-@typed_kernel(
+@deferred_kernel(
     "void",
     WORDS,
     FLOATS,
@@ -364,7 +364,7 @@ def read_rows(
         read_state_row(segment, floats, halves, address, state, state_base)
 
 
-@typed_kernel("void", FLOATS, HALVES, ADDRESSES, "int64", "int64", ROWS, RATES, HYPERS, COUNTS, FLOATS)
+@deferred_kernel("void", FLOATS, HALVES, ADDRESSES, "int64", "int64", ROWS, RATES, HYPERS, COUNTS, FLOATS)
 def overwrite_rows(floats, halves, addresses, segment, column, values, learning_rates, hyper, counts, scratch):
     """The reverse of read_rows, to the nearest codes; state that depends on the values follows them."""
     floats, halves, addresses, values = borrow(floats), borrow(halves), borrow(addresses), borrow(values)
