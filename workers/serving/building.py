@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,7 +75,9 @@ def build(
         if sources is not None and (markers or not pointer.pinned):
             if follower is None:
                 follower = started = Follower(replica, sources(), stop_at=version.markers if pointer.pinned else None)
-            _wait(replica, follower, markers, version, stalled_seconds)
+            # Where nothing serves yet, older rows are better than none; but those of a rollback are exact.
+            with suppress(Behind) if before is None and not pointer.pinned else nullcontext():
+                _wait(replica, follower, markers, version, stalled_seconds)
             if before is not None and before.replica is not replica and not pointer.pinned:
                 with suppress(Behind):  # partitions may be gone by now
                     _wait(replica, follower, before.replica.positions, version, stalled_seconds)

@@ -50,7 +50,7 @@ class Switcher:
         pointer = models.current()
         if pointer is None:
             raise VersionError(f"{models.directory} has no version that serves; `weir model publish` makes one serve")
-        self.served: Served = self._first(pointer)
+        self.served: Served = self._build(pointer, None)
         self.trouble: str | None = None
         self.switches = self.refused = 0
         self.last: Switch | None = None
@@ -72,12 +72,6 @@ class Switcher:
             self._thread.join()
         if self.served.follower is not None:
             self.served.follower.close()
-
-    def _first(self, pointer: Pointer) -> Served:
-        while True:
-            with suppress(Behind):
-                return self._build(pointer, None)
-            _log.warning("the rows are behind the markers of version %s; waiting on", pointer.version)
 
     def _run(self, predictor: Predictor) -> None:
         while not self._ends.wait(POLL_SECONDS):

@@ -15,7 +15,7 @@ from tests.workers.serving.making import TRAINED, rows_of
 from tests.workers.serving.summing import USERS, make_summing
 from tests.workers.serving.test_publishing import add_dense
 from workers.serving import switching
-from workers.serving.building import example_sample
+from workers.serving.building import Behind, example_sample
 from workers.serving.bundle import read_bundle
 from workers.serving.predictor import Predictor
 from workers.serving.publishing import publish
@@ -181,6 +181,13 @@ def test_a_tower_waits_for_its_rows(models, shards, server, monkeypatch):
     models.publish("ahead")
     wait_for(lambda: "the rows have not come to the markers of version 'ahead'" in predictor.trouble())
     assert predictor.model.version == "whole"
+    beginner = Switcher(models, lambda: DeltaFolder(shards.folder), threads=1)  # has nothing else to answer with
+    assert beginner.served.version.name == "ahead"
+    beginner.close()
+    models.rollback("ahead")
+    with pytest.raises(Behind, match="the rows have not come to the markers"):  # these have to be exact
+        Switcher(models, lambda: DeltaFolder(shards.folder), threads=1)
+    models.publish("ahead")
     for _ in range(3):
         shards.mark("more", 1)
     until(models, predictor, "ahead", shards.expected(1.0))
