@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ps.durability import Durability
 from ps.errors import WrongEpochError
 from ps.holding import Holding
 from ps.journal.changes import Changes
@@ -146,11 +147,15 @@ class Journal:
         self._filling = Filling(self._writer, stream, self._holding)
         return self._filling
 
+    def use(self, options: Durability) -> None:
+        """Other options from now on."""
+        self.options = options
+        self._writer.use(options)
+
     def respec(self, spec: ClusterSpec) -> None:
         """The holding has another place, and maybe a spec with other options: say so."""
         is_other, self._holding.spec = spec != self._holding.spec, spec
-        self.options = spec.durability
-        self._writer.use(self.options)
+        self.use(spec.durability)
         self.moved()
         if is_other:  # what recovers reads the spec where the last segment begins
             self._writer.begin_segment(self.next_number, self._start())
