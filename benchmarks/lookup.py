@@ -9,6 +9,8 @@ hiredis, 8-byte keys, 64-byte values. Rounds take turns, and who begins.
 
     ratio_lookup_vs_redis         median keys a second of the replica / of Redis
     replica_keys_per_second  redis_keys_per_second
+    {replica,redis}_cpu_ns_per_key   of client and server together: what neighbours on the machine do not change;
+                                  ratio_cpu_redis_vs_replica
     inprocess_keys_per_second     Replica.pull on one thread of the process that has the rows
     load_seconds  load_cpu_seconds  replica_bytes_per_row   of the rows of a bundle, which are read, checked and indexed
     apply_rows_per_second         batches of a delta stream of 10,000 rows that exist, while nobody reads
@@ -108,7 +110,7 @@ def serve(directory: Path, batch: int) -> None:
         **applying(replica, keys, rng),
     }
     server = ReplicaServer(replica, metrics_port=None)
-    print(json.dumps({**said, "address": server.address}), flush=True)
+    print(json.dumps({**said, "address": server.address, "pid": os.getpid()}), flush=True)
     sys.stdin.read()
     server.stop()
 
@@ -172,6 +174,12 @@ def rate(ask: Callable[[np.ndarray], Any], batches: list[np.ndarray], seconds: f
         ask(batches[count % len(batches)])
         count += 1
     return count * len(batches[0]) / (now - begun)
+
+
+def cpu_seconds(server: int) -> float:
+    """Of this process and a server's so far."""
+    fields = Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()
+    return time.process_time() + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -255,17 +263,31 @@ def compare(rows: int, batch: int, rounds: int, seconds: float) -> dict[str, Any
                 # The batches that were applied have the values that the rows had.
                 np.testing.assert_array_equal(from_replica(some), wanted)
             sides: list[tuple[str, Callable[[np.ndarray], Any]]] = [("replica", from_replica), ("redis", from_redis)]
+            pids = {"replica": said.pop("pid"), "redis": redis.info("server")["process_id"]}
             found: dict[str, list[float]] = {"replica": [], "redis": []}
+            costs: dict[str, list[float]] = {"replica": [], "redis": []}
             for number in range(rounds):
                 for side, ask in sides if number % 2 else sides[::-1]:
-                    found[side].append(rate(ask, batches, seconds))
+                    cpu, num_keys = cpu_seconds(pids[side]), 0
+
+                    def counted(keys: np.ndarray, ask: Callable[[np.ndarray], Any] = ask) -> None:
+                        nonlocal num_keys
+                        ask(keys)
+                        num_keys += len(keys)
+
+                    found[side].append(rate(counted, batches, seconds))
+                    costs[side].append(1e9 * (cpu_seconds(pids[side]) - cpu) / num_keys)
             client.close()
             version, used = redis.info("server")["redis_version"], redis.info("memory")["used_memory"]
     medians = {side: statistics.median(rates) for side, rates in found.items()}
+    cpu_ns = {side: statistics.median(each) for side, each in costs.items()}
     return {
         "ratio_lookup_vs_redis": medians["replica"] / medians["redis"],
         "replica_keys_per_second": medians["replica"],
         "redis_keys_per_second": medians["redis"],
+        "ratio_cpu_redis_vs_replica": cpu_ns["redis"] / cpu_ns["replica"],
+        "replica_cpu_ns_per_key": cpu_ns["replica"],
+        "redis_cpu_ns_per_key": cpu_ns["redis"],
         **said,
         "redis_fill_seconds": fill_seconds,
         "redis_bytes_per_row": used / rows,
