@@ -90,6 +90,7 @@ LIBRARIES = {
         "ps.ray_directory",
         "ps.ray_resharding",
         "ps.session",
+        "workers.serving.on_ray",
         "workers.training.group",
     ],
     "torch": ["workers.models", "workers.training", "workers.exporting"],

@@ -60,11 +60,17 @@ def test_two_replicas_answer_and_one_that_dies_comes_back(bundle, on_ray):
     assert deployment.replica_states == {"RUNNING": 2}
 
     import ray
-    from ray.util.state import list_actors
+    from ray.util import list_named_actors
 
-    replica = next(each for each in list_actors() if "Replica" in each.class_name and each.state == "ALIVE")
-    ray.kill(ray.get_actor(replica.name, namespace="serve"), no_restart=True)
-    wait_for(lambda: post(url, GOOD)[0] == 200)
+    names = [each["name"] for each in list_named_actors(all_namespaces=True) if "#weir#" in each["name"]]
+    assert len(names) == 2
+    ray.kill(ray.get_actor(names[0], namespace="serve"), no_restart=True)
+    wait_for(lambda: post(url, GOOD)[0] == 200, 60)
+
+    def states():
+        return serve.status().applications["default"].deployments["weir"].replica_states
+
+    wait_for(lambda: states() == {"RUNNING": 2}, 90)
 
 
 def test_mistakes_are_one_line(bundle):
