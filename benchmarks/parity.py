@@ -1,13 +1,14 @@
-"""Do recorded samples score the same from the trainer and from a bundle: rows in each codec through the ONNX tower.
+"""Do recorded samples score the same from the trainer, from a bundle's files and from what serves it, in each codec.
 
     python benchmarks/parity.py [--config CONFIG] [--set KEY=VALUE]... [--samples 10000] [--json] [--quick]
 
 Trains the recipe (default: configs/frappe_deepfm.yaml where --data-root holds Frappe, else the generated log of
 configs/demo.yaml), scores the test split with the trainer, exports the checkpoint in fp32, fp16, bf16 and int8, and
-scores the same samples from the bundle's files alone: rows/ and tower.onnx. Both see the same samples in the same
-order.
+scores the same samples from the bundle's files, rows/ and tower.onnx, and through the prediction server's own code,
+from the columns of a request on: hashing, replica, pooling, tower. All see the same samples in the same order.
 
-difference: the greatest of a logit, over the greatest logit (at least 1); in fp32 more than 1e-5 is an error. AUC
+difference: the greatest of a logit, over the greatest logit (at least 1); in fp32 more than 1e-5, of bundle or server,
+is an error. AUC
 difference: bundle less trainer, on the same samples; its 95 % interval is DeLong's for two correlated curves (DeLong,
 DeLong and Clarke-Pearson 1988; computed by placements as Sun and Xu 2014).
 """
@@ -33,11 +34,14 @@ from ps.checkpoint import read_manifest
 from workers import metrics
 from workers.config import Config, load_config
 from workers.exporting import export
-from workers.exporting.recorded import record
+from workers.exporting.recorded import Recorded, record
 from workers.exporting.rows import ChosenRows, read_rows
 from workers.exporting.tower import TOLERANCE, difference, onnx_logits
 from workers.samples.schema import Schema
 from workers.serving.bundle import Bundle, read_bundle
+from workers.serving.columns import from_json
+from workers.serving.loading import load
+from workers.serving.request import Request
 from workers.training.job import predictions_of, train
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -61,13 +65,26 @@ def recipe(arguments: argparse.Namespace) -> Config:
     return load_config(path, own)
 
 
-def bundle_logits(bundle: Bundle, config: Config, samples: int) -> NDArray[np.float32]:
+def bundle_logits(bundle: Bundle, config: Config, recorded: Recorded) -> NDArray[np.float32]:
     """float32 [n, num_tasks] from the bundle's rows and tower."""
-    recorded = record(config, Schema(config), samples)
     chosen = ChosenRows(recorded.keys, bundle.training_spec)
     for table, _, keys, values in read_rows(read_manifest(bundle.rows_directory)):
         chosen.see(table, keys, values)
     return onnx_logits(bundle.tower_path, recorded.inputs(config, chosen.values))
+
+
+def server_logits(bundle: Bundle, recorded: Recorded) -> NDArray[np.float32]:
+    """float32 [n, num_tasks] of requests of at most 200 candidates, as JSON carries them."""
+    model = load(bundle, threads=1).model
+    parts = []
+    for start in range(0, recorded.batch.size, 200):
+        columns = json.loads(
+            json.dumps({name: values[start : start + 200] for name, values in recorded.columns.items()})
+        )
+        read = {name: from_json(f"candidates.{name}", columns[name]) for name in model.features.columns}
+        count = min(200, recorded.batch.size - start)
+        parts.append(model.logits([model.features.read(Request("recorded", "", count, {}, read))])[0])
+    return np.concatenate(parts)
 
 
 def placements(scores: Doubles, labels: NDArray[np.bool_]) -> tuple[Doubles, Doubles]:
@@ -87,11 +104,13 @@ def auc_difference(scores: Doubles, reference: Doubles, labels: NDArray[np.bool_
 
 def compared(bundle: Bundle, config: Config, logits: NDArray[np.float32], labels: Doubles) -> dict[str, Any]:
     """One codec beside the trainer's logits and labels, both [n], of the first task."""
-    own = bundle_logits(bundle, config, len(logits))
+    recorded = record(config, Schema(config), len(logits))
+    own = bundle_logits(bundle, config, recorded)
     is_click = labels > 0
     found = own[:, 0].astype(np.float64)
     return {
         "difference": difference(own[:, :1], logits[:, None]),
+        "server_difference": difference(server_logits(bundle, recorded)[:, :1], logits[:, None]),
         "auc": metrics.auc(found, labels),
         "auc_difference": auc_difference(found, logits.astype(np.float64), is_click),
         "logloss_difference": metrics.logloss(found, labels) - metrics.logloss(logits, labels),
@@ -107,13 +126,14 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"{result['recipe']}: {result['samples']} recorded samples of test, trainer's AUC {result['auc']:.5f}",
         "",
-        "| codec | greatest difference of a logit | AUC difference | logloss difference | bytes a row | export, s |",
-        "|---|---|---|---|---|---|",
+        "| codec | difference, bundle | server | AUC difference | logloss difference | bytes a row | export, s |",
+        "|---|---|---|---|---|---|---|",
     ]
     for codec, row in result["codecs"].items():
         auc, row_bytes = row["auc_difference"], ", ".join(map(str, row["row_bytes"].values()))
         lines.append(
-            f"| {codec} | {row['difference']:.1e} | {auc['mean']:+.2e} ± {auc['half_interval']:.1e} "
+            f"| {codec} | {row['difference']:.1e} | {row['server_difference']:.1e} "
+            f"| {auc['mean']:+.2e} ± {auc['half_interval']:.1e} "
             f"| {row['logloss_difference']:+.2e} | {row_bytes} | {row['export_seconds']:.1f} |"
         )
     return "\n".join(lines)
@@ -145,7 +165,8 @@ def main() -> None:
             codecs[codec] = compared(read_bundle(folder / codec), config, logits, labels)
             codecs[codec]["export_seconds"] = seconds
             print(f"{codec}: difference {codecs[codec]['difference']:.2e}", file=sys.stderr, flush=True)
-    result |= {"codecs": codecs, "parity_fp32": codecs["fp32"]["difference"]}
+    exact = codecs["fp32"]
+    result |= {"codecs": codecs, "parity_fp32": max(exact["difference"], exact["server_difference"])}
     print(json.dumps(result) if arguments.json else markdown(result))
     if not result["parity_fp32"] <= TOLERANCE:
         sys.exit(f"parity: fp32 differs by {result['parity_fp32']:.2g}, more than {TOLERANCE:g}")

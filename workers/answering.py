@@ -42,7 +42,7 @@ def answering(
 
 @contextmanager
 def of_extra(extra: str) -> Iterator[None]:
-    """Imports of packages that an extra brings; raises RequestError with the way to install it."""
+    """For imports of packages that an extra brings; raises RequestError with the way to install it."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -14,7 +14,7 @@ import typer
 
 from ps.resharding import Move
 from workers import model_cli
-from workers.answering import Json
+from workers.answering import Json, of_extra
 from workers.answering import answering as _answering
 from workers.answering import of_extra as _of_extra
 from workers.config import load_config
@@ -67,7 +67,7 @@ def export(
 ) -> None:
     """Make a serving bundle of a checkpoint: rows, tower as ONNX and torch.export, fields, example requests."""
     with _answering(as_json) as answer:
-        with _of_extra("export"):
+        with of_extra("export"):
             from workers.exporting.command import export as run
         recipe = load_config(config, overrides or [])
         answer(run(recipe, checkpoint, out, codec=codec, version=version, parquet=parquet))

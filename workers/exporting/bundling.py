@@ -108,6 +108,7 @@ def export(
                 f"{checks.tower.samples} recorded samples, more than {TOLERANCE:g}; nothing was written"
             )
         _sync(folder)
+        offsets = rows.delta_offsets
         manifest = Manifest(
             name=config.name,
             version=version or f"step-{position.step}",
@@ -126,7 +127,7 @@ def export(
             labels=served_labels(config),
             model=dict(config.model),
             opset=OPSET,
-            offsets=_offsets(rows),
+            offsets=None if offsets is None else {str(partition): offset for partition, offset in offsets.items()},
             files=described_files(folder),
             checks=checks,
         )
@@ -232,13 +233,6 @@ def _unserved(spec: ClusterSpec) -> ClusterSpec:
     """Without optimizers: a bundle names no module that reading it would import."""
     tables = {name: unserved_table(table) for name, table in spec.tables.items()}
     return ClusterSpec(tables=tables, num_buckets=spec.num_buckets, seed=spec.seed)
-
-
-def _offsets(rows: RowsManifest) -> dict[str, int] | None:
-    """Where the delta stream goes on after the checkpoint's cut; None where its shards did not say."""
-    offsets = {str(part["shard"]): part.get("delta_offset") for part in rows.parts}
-    found = {partition: offset for partition, offset in offsets.items() if isinstance(offset, int)}
-    return found if len(found) == len(offsets) else None
 
 
 def _counting(rows: RowsManifest, report: Report) -> Sink:

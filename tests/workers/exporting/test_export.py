@@ -27,6 +27,9 @@ from workers.exporting.rows import ChosenRows, read_rows
 from workers.exporting.tower import TOLERANCE, difference, onnx_logits
 from workers.samples.schema import Schema
 from workers.serving.bundle import MANIFEST_FILE, is_bundle, read_bundle
+from workers.serving.columns import from_json
+from workers.serving.loading import load as load_served
+from workers.serving.request import Request
 from workers.serving.scores import scores_of
 from workers.training.job import predictions_of, train
 
@@ -103,6 +106,17 @@ def test_samples_score_as_from_the_trainer(trained, bundle):
     expected = scores_of(predictions.logits[:16], bundle.manifest.labels)["click"]
     np.testing.assert_allclose(examples["scores"]["click"], expected, rtol=0, atol=1e-6)
     assert {len(values) for values in examples["columns"].values()} == {16}
+
+
+def test_requests_score_as_from_the_trainer(trained, bundle):
+    """Through the server's own code, from the columns of a request on: hashes, rows, pooling, tower."""
+    recorded = record(trained.config, Schema(trained.config), 500)
+    model = load_served(bundle, threads=1).model
+    columns = json.loads(json.dumps(recorded.columns))
+    read = {name: from_json(f"candidates.{name}", columns[name]) for name in model.features.columns}
+    found = model.logits([model.features.read(Request("recorded", "", 500, {}, read))])[0]
+    _, predictions = predictions_of(trained.config, Path(trained.checkpoint), local=True)
+    assert difference(found, predictions.logits) <= TOLERANCE
 
 
 def test_the_manifest_says_what_serving_needs(trained, bundle):
