@@ -16,7 +16,6 @@ from ps.resharding import Move
 from workers import model_cli
 from workers.answering import Json, of_extra
 from workers.answering import answering as _answering
-from workers.answering import of_extra as _of_extra
 from workers.config import load_config
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
