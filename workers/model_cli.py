@@ -65,7 +65,7 @@ def _pointer(directory: Models, pointer: Pointer | None) -> dict[str, Any]:
         "current": pointer.version,
         "pinned": pointer.pinned,
         "serial": pointer.serial,
-        "changed": pointer.changed,
+        "changed": _time(pointer.changed),
         "before": pointer.history[-1] if pointer.history else None,
     }
 

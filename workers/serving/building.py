@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ps.errors import UnavailableError
 from ps.following import Follower, Source
 from ps.replica import Replica
 from workers.serving.bundle import Bundle, read_bundle
@@ -25,7 +25,6 @@ from workers.serving.tower import Tower
 from workers.serving.versions import Models, Pointer, Version, VersionError, check_files
 
 Sources = Callable[[], Source]  # of the stream of changes; whoever follows it closes it
-_STALLED_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -50,13 +49,14 @@ def build(
     before: Served | None,
     *,
     threads: int,
-    wait_seconds: float,
+    stalled_seconds: float,
 ) -> Served:
     """The version that a pointer names, ready to answer. before: what serves now. threads: of one run of the tower.
-    wait_seconds: for rows that go on to come to the version's markers.
+    stalled_seconds: for how long a stream may bring nothing, short of what is waited for.
 
-    Raises VersionError, BundleError, CheckpointError and DeltaError for what cannot be served as it is, Behind and
-    UnavailableError for what may be later. What serves now is as it was then.
+    Rows that go on have come to the version's markers, and to where those are that serve now, so that no answer goes
+    back in time. Raises VersionError, BundleError, CheckpointError and DeltaError for what cannot be served as it is,
+    Behind for what may be later. What serves now is as it was then.
     """
     version = models.version(pointer.version)
     bundle = read_bundle(models.bundle_path(version))
@@ -69,46 +69,48 @@ def build(
         loaded = load(bundle, threads=threads)
         model, replica, follower = loaded.model, loaded.replica, None
     model = _with_tower(models, bundle, version, model, threads)
+    markers = {partition: offset + 1 for partition, offset in (version.markers or {}).items()}
     started = None
     try:
-        if pointer.pinned:
-            if sources is not None and version.markers is not None:
-                _advance(replica, sources(), version.markers)
-        elif sources is not None:
+        if sources is not None and (markers or not pointer.pinned):
             if follower is None:
-                follower = started = Follower(replica, sources())
-            _await(replica, version, wait_seconds)
+                follower = started = Follower(replica, sources(), stop_at=version.markers if pointer.pinned else None)
+            # Where nothing serves yet, older rows are better than none; but those of a rollback are exact.
+            with suppress(Behind) if before is None and not pointer.pinned else nullcontext():
+                _wait(replica, follower, markers, version, stalled_seconds)
+            if before is not None and before.replica is not replica and not pointer.pinned:
+                with suppress(Behind):  # partitions may be gone by now
+                    _wait(replica, follower, before.replica.positions, version, stalled_seconds)
     except BaseException:
         if started is not None:
             started.close()
         raise
+    if pointer.pinned and follower is not None:
+        follower.close()
+        follower = None
     return Served(pointer, version, model, replica, follower)
 
 
-def _advance(replica: Replica, source: Source, markers: Mapping[int, int]) -> None:
-    """Apply the stream up to the markers and nothing behind them."""
-    follower = Follower(replica, source, stop_at=markers)
-    try:
-        positions, moved_at = replica.positions, time.monotonic()
-        while not follower.wait_until_stopped(1.0):
-            if follower.needs_bundle:
-                raise VersionError(
-                    f"the stream has not all changes up to the version's markers any more: {follower.trouble}"
-                )
-            if positions != (positions := replica.positions):
-                moved_at = time.monotonic()
-            if time.monotonic() - moved_at > _STALLED_SECONDS:
-                raise UnavailableError(f"the stream brings no more, short of the version's markers: {follower.trouble}")
-    finally:
-        follower.close()
-
-
-def _await(replica: Replica, version: Version, seconds: float) -> None:
-    behind = {partition: offset + 1 for partition, offset in (version.markers or {}).items()}
-    if not replica.wait_until(behind, seconds):
-        raise Behind(
-            f"the rows have not come to the markers of version {version.name!r} after {seconds:g} s; waiting on"
+def _wait(
+    replica: Replica, follower: Follower, positions: Mapping[int, int], version: Version, stalled_seconds: float
+) -> None:
+    """Until the replica has all before these next offsets. Raises VersionError where that is gone from the stream."""
+    missing, moved_at = None, time.monotonic()
+    while not replica.wait_until(positions, 0.1):
+        if follower.needs_bundle:
+            raise VersionError(f"the stream has no longer all that version {version.name!r} needs: {follower.trouble}")
+        found = replica.positions
+        before, missing = (
+            missing,
+            {each: found.get(each) for each, end in positions.items() if found.get(each, 0) < end},
         )
+        if missing != before:
+            moved_at = time.monotonic()
+        if time.monotonic() - moved_at > stalled_seconds:
+            raise Behind(
+                f"the rows have not come to the markers of version {version.name!r}, and for {stalled_seconds:g} s "
+                f"nothing came; waiting on {follower.trouble}".rstrip()
+            )
 
 
 def _with_tower(models: Models, bundle: Bundle, version: Version, model: Model, threads: int) -> Model:

@@ -32,8 +32,9 @@ class ServeOptions(Spec):
     batch_candidates: of small requests that are scored in one run. timeout_seconds: of requests that name none.
     drain_delay_seconds: after SIGTERM, how long requests are still taken while readiness says no. drain_seconds: how
     long those that were taken may then last. security: as for shards (docs/security.md).
-    deltas: the directory of the stream of changes that rows go on with (cluster.deltas.directory). shards: the address
-    of any shard, where there is no such directory here: they stream it. Neither: rows stay as the bundle has them.
+    deltas: the directory of the stream that rows go on with (cluster.deltas.directory). shards: the addresses
+    of some shards, with commas, where there is no such directory here: they stream it; shard_security: theirs. Neither:
+    rows stay as the bundle has them.
     """
 
     host: str = "127.0.0.1"
@@ -52,6 +53,7 @@ class ServeOptions(Spec):
     log: LogOptions | None = None
     deltas: str | None = None
     shards: str | None = None
+    shard_security: SecurityOptions = Field(default_factory=lambda: SecurityOptions.model_validate({}))
 
     @model_validator(mode="after")
     def _one_stream(self) -> ServeOptions:

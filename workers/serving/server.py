@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ps.delta_folder import DeltaFolder
+from ps.delta_lines import DeltaLines
 from ps.following import Follower, Source
 from ps.security import warn_if_open
 from workers.readiness import make_ready
@@ -137,4 +138,6 @@ def sources_of(options: ServeOptions) -> Callable[[], Source] | None:
     """The stream of changes that the options name."""
     if options.deltas is not None:
         return partial(DeltaFolder, options.deltas)
+    if options.shards is not None:
+        return partial(DeltaLines, options.shards.split(","), options.shard_security)
     return None

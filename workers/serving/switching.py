@@ -21,7 +21,7 @@ from workers.serving.versions import Models, Pointer, VersionError
 
 POLL_SECONDS = 0.5
 _AGAIN_SECONDS = 5.0
-_MARKER_SECONDS = 10.0  # that rows may take to come to a version's markers before that is trouble
+_STALLED_SECONDS = 10.0  # for which the stream may bring nothing, short of a version's markers
 _log = logging.getLogger("weir.serving")
 
 
@@ -50,7 +50,7 @@ class Switcher:
         pointer = models.current()
         if pointer is None:
             raise VersionError(f"{models.directory} has no version that serves; `weir model publish` makes one serve")
-        self.served: Served = self._first(pointer)
+        self.served: Served = self._build(pointer, None)
         self.trouble: str | None = None
         self.switches = self.refused = 0
         self.last: Switch | None = None
@@ -72,12 +72,6 @@ class Switcher:
             self._thread.join()
         if self.served.follower is not None:
             self.served.follower.close()
-
-    def _first(self, pointer: Pointer) -> Served:
-        while True:
-            with suppress(Behind):
-                return self._build(pointer, None)
-            _log.warning("the rows are behind the markers of version %s; waiting on", pointer.version)
 
     def _run(self, predictor: Predictor) -> None:
         while not self._ends.wait(POLL_SECONDS):
@@ -120,7 +114,8 @@ class Switcher:
         )
 
     def _build(self, pointer: Pointer, before: Served | None) -> Served:
-        return build(self._models, pointer, self._sources, before, threads=self._threads, wait_seconds=_MARKER_SECONDS)
+        seconds, threads = _STALLED_SECONDS, self._threads
+        return build(self._models, pointer, self._sources, before, threads=threads, stalled_seconds=seconds)
 
     def _troubles(self) -> str:
         follower = self.served.follower

@@ -40,7 +40,7 @@ POINTER = "CURRENT.json"
 VERSION_FILE = "version.json"
 MAX_HISTORY = 64
 LOCK_SECONDS = 30.0
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
 _NEW = ".new-"
 _GONE = ".gone-"
 
@@ -111,8 +111,8 @@ def check_name(name: str) -> str:
     """The name of a version. Raises VersionError for one that is none: it could lead to another folder."""
     if not _NAME.fullmatch(name):
         raise VersionError(
-            f"{name[:120]!r} is no name of a version: letters, digits and . _ + - only, 100 at most, the first a letter"
-            " or a digit"
+            f"{name[:120]!r} is no name of a version: letters, digits and _ . + - only, 128 at most, the"
+            " first none of . + -"
         )
     return name
 

@@ -12,6 +12,7 @@ from tests.workers.serving.summing import SHAPES, make_summing
 from tests.workers.serving.towers import write_tower
 from workers.cli import app
 from workers.config import Categorical
+from workers.model_cli import _time
 from workers.serving.publishing import publish
 from workers.serving.recorded import Recorded, write_recorded
 from workers.serving.retention import floor, prune
@@ -103,7 +104,7 @@ def test_the_command(models, tmp_path):
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout) == {
         "models": str(models.directory), "current": "dense", "pinned": False, "serial": 2,
-        "changed": models.current().changed, "before": "first", "removed": [],
+        "changed": _time(models.current().changed), "before": "first", "removed": [],
     }  # fmt: skip
     back = json.loads(weir("rollback", models.directory, "--json").stdout)
     assert (back["current"], back["pinned"], back["before"]) == ("first", True, None)

@@ -15,7 +15,7 @@ from tests.workers.serving.making import TRAINED, rows_of
 from tests.workers.serving.summing import USERS, make_summing
 from tests.workers.serving.test_publishing import add_dense
 from workers.serving import switching
-from workers.serving.building import example_sample
+from workers.serving.building import Behind, example_sample
 from workers.serving.bundle import read_bundle
 from workers.serving.predictor import Predictor
 from workers.serving.publishing import publish
@@ -174,13 +174,20 @@ def test_what_does_not_fit_is_refused_and_what_serves_goes_on(models, shards, se
 
 def test_a_tower_waits_for_its_rows(models, shards, server, monkeypatch):
     _, predictor = server
-    monkeypatch.setattr(switching, "_MARKER_SECONDS", 0.1)
+    monkeypatch.setattr(switching, "_STALLED_SECONDS", 0.3)
     monkeypatch.setattr(switching, "_AGAIN_SECONDS", 0.1)
     ahead = {shard: offset + 2 for shard, offset in marks(shards).items()}
     add_dense(models, "ahead", "whole", adds=1.0, markers=ahead)
     models.publish("ahead")
     wait_for(lambda: "the rows have not come to the markers of version 'ahead'" in predictor.trouble())
     assert predictor.model.version == "whole"
+    beginner = Switcher(models, lambda: DeltaFolder(shards.folder), threads=1)  # has nothing else to answer with
+    assert beginner.served.version.name == "ahead"
+    beginner.close()
+    models.rollback("ahead")
+    with pytest.raises(Behind, match="the rows have not come to the markers"):  # these have to be exact
+        Switcher(models, lambda: DeltaFolder(shards.folder), threads=1)
+    models.publish("ahead")
     for _ in range(3):
         shards.mark("more", 1)
     until(models, predictor, "ahead", shards.expected(1.0))

@@ -88,7 +88,7 @@ def test_rows_at_the_markers_and_tower_score_as_training_did(trained):
     config, result, _, models = trained
     last = models.versions()[-1]
     sources = lambda: DeltaFolder(config.cluster_spec().deltas.directory)  # noqa: E731
-    served = build(models, Pointer(last.name, pinned=True), sources, None, threads=1, wait_seconds=20)
+    served = build(models, Pointer(last.name, pinned=True), sources, None, threads=1, stalled_seconds=20)
     assert served.follower is None
     end = export(config, result["checkpoint"], models.directory.parent / "end", codec="fp32")
     assert check_examples(end, served.model) < 1e-5
