@@ -271,7 +271,7 @@ def greatest(side: Side, seconds: float) -> dict[str, Any]:
             return reached | {"first_rate_not_sustained": rate, "pushed_then": found["pushed_rows_per_second"]}
         reached = {"greatest_rows_per_second": found["pushed_rows_per_second"], "greatest_seconds": seconds}
         reached |= {f"greatest_{name}": found[name] for name in ("freshness_p50_seconds", "freshness_p99_seconds")}
-        rate = int(rate * 1.5)
+        rate *= 2
 
 
 def markdown(result: dict[str, Any], windows: list[int]) -> str:
