@@ -20,7 +20,7 @@ test: .venv/.installed
 test-slow: .venv/.installed  ## what the default run leaves out, too
 	$(BIN)/python -m pytest -m "slow or not slow" $(PYTEST_FLAGS)
 
-chaos: .venv/.installed  ## faults against a cluster with journals: make chaos FAULTS=400 CHAOS_FLAGS=--json
+chaos: .venv/.installed  ## faults against a cluster: make chaos FAULTS=400 CHAOS_FLAGS="--mode replicated --json"
 	$(BIN)/python -m tests.chaos.runner --faults $(FAULTS) $(CHAOS_FLAGS)
 
 check: .venv/.installed

@@ -1,12 +1,12 @@
 """What publishing costs a shard: pushes a second with and without deltas, and bytes a row in the stream.
 
-    python benchmarks/deltas.py [--json] [--quick] [--rows N] [--rounds N] [--folder DIR]
+    python benchmarks/deltas.py [--json] [--quick] [--rows N] [--rounds N] [--seconds S] [--folder DIR]
 
 Two shards in this process (one thread of work each, one of them busy at a time) hold the same rows (dim 16 and 1, fp32,
 AdaGrad) and take the same pushes of 10,000 Zipf-distributed keys, one after another, each acknowledged before the next
-is sent. One publishes. They take turns within a round; a ratio is taken within a round, and its median over rounds is
-printed with the least and the greatest. Publishing runs on the shard's own thread and on a writer's, and both are
-counted: a round ends when all of it is written.
+is sent. One publishes. They take turns of some seconds within a round; a ratio is taken within a round, and its median
+over rounds is printed with the least and the greatest. Publishing runs on the shard's own thread and on a writer's, and
+both are counted.
 
     ratio_pushes_with_deltas_WINDOW   pushes a second of the shard that publishes over the other's; window in ms
     ratio_cpu_with_deltas_WINDOW      the same of pushes a second of CPU time
@@ -64,20 +64,20 @@ class Side:
         if self.outlet.publisher is not None:
             self.client.mark("end", step=self.step, data_time=0.0)
 
-    def pushes_a_second(self, batches: list[np.ndarray]) -> tuple[float, float]:
+    def pushes_a_second(self, batches: list[np.ndarray], seconds: float) -> tuple[float, float]:
         """And the same of CPU seconds, which neighbours on the machine trouble little."""
-        began, used = time.perf_counter(), time.process_time()
-        for keys in batches:
-            self.push(keys)
-        self.drain()
-        return len(batches) / (time.perf_counter() - began), len(batches) / (time.process_time() - used)
+        began, used, count = time.perf_counter(), time.process_time(), 0
+        while time.perf_counter() - began < seconds:
+            self.push(batches[count % len(batches)])
+            count += 1
+        return count / (time.perf_counter() - began), count / (time.process_time() - used)
 
     def close(self) -> None:
         self.client.close()
         self.cluster.close()
 
 
-def throughput(folder: Path, rows: int, window_ms: int, rounds: int, pushes: int) -> dict[str, Any]:
+def throughput(folder: Path, rows: int, window_ms: int, rounds: int, seconds: float) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     options = {"directory": str(folder / f"w{window_ms}"), "window_seconds": window_ms / 1000}
     sides = [Side(rows, None), Side(rows, options)]
@@ -85,20 +85,22 @@ def throughput(folder: Path, rows: int, window_ms: int, rounds: int, pushes: int
     assert publisher is not None
     collected, written = publisher.collected, publisher.writer.num_records
     for number in range(rounds + 1):
-        batches = [(rng.zipf(ZIPF, KEYS) % rows + 1).astype(np.uint64) * SCATTER for _ in range(pushes)]
+        batches = [(rng.zipf(ZIPF, KEYS) % rows + 1).astype(np.uint64) * SCATTER for _ in range(200)]
         order = (0, 1) if number % 2 else (1, 0)
-        speeds = {which: sides[which].pushes_a_second(batches) for which in order}
+        speeds = {which: sides[which].pushes_a_second(batches, seconds) for which in order}
         if number:  # the first warms up
             (wall, cpu), (wall_without, cpu_without) = speeds[1], speeds[0]
             ratios.append(wall / wall_without)
             cpu_ratios.append(cpu / cpu_without)
             shown = f"{wall:.0f} pushes/s with, {wall_without:.0f} without: {ratios[-1]:.3f}, CPU {cpu_ratios[-1]:.3f}"
             show(f"window {window_ms} ms: {shown}")
+    sides[1].drain()
     saved = (publisher.collected - collected) / (publisher.writer.num_records - written)
     for side in sides:
         side.close()
     return {
         **spread(f"ratio_pushes_with_deltas_{window_ms}ms", ratios),
+        **spread(f"ratio_cpu_with_deltas_{window_ms}ms", cpu_ratios),
         f"records_saved_{window_ms}ms": round(saved, 2),
     }
 
@@ -136,19 +138,19 @@ def show(text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="at most 180 s: fewer rows and pushes, wider spread")
+    parser.add_argument("--quick", action="store_true", help="at most 180 s: fewer rows, shorter turns, wider spread")
     parser.add_argument("--folder", type=Path, help="on the disk that is meant (default: a temporary folder)")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of a turn")
     arguments = parser.parse_args()
-    pushes = 150
     if arguments.quick:
-        arguments.rows, arguments.rounds, pushes = 200_000, 5, 60
+        arguments.rows, arguments.rounds, arguments.seconds = 200_000, 5, 1.5
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="weir-deltas-") as name:
         folder = Path(name)
         for window_ms in (0, 200, 1000):
-            result |= throughput(folder, arguments.rows, window_ms, arguments.rounds, pushes)
+            result |= throughput(folder, arguments.rows, window_ms, arguments.rounds, arguments.seconds)
         for codec in ("fp32", "fp16", "int8"):
             result |= sizes(folder, arguments.rows, codec)
     machine = {"cores": os.cpu_count(), "python": platform.python_version()}

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
+from ps.errors import WeirError
 from ps.holding import Holding
 from ps.moving import Leaving, Sink, Work
 from ps.psfunc import BucketNumbers
@@ -19,7 +20,7 @@ from ps.wire import weir_pb2 as pb
 
 T = TypeVar("T")
 Send: TypeAlias = Callable[[pb.TakeRequest], Future[Any]]  # to the shard that takes
-_PART_BYTES = 4 << 20
+_PART_BYTES = 1 << 20  # of frames in one message
 _MAX_FRAMES = 16  # that wait to be sent; each has at most 16,384 rows
 _PAUSE_SECONDS = 0.001
 _FEW_KEYS = 20_000  # that changed: so many may be sent while the buckets wait
@@ -42,8 +43,7 @@ def give(shard: Runs, buckets: BucketNumbers, send: Send, epoch: int) -> pb.Give
     sending = _Sending(send, epoch)
     try:
         sending.put(pb.TakeRequest(buckets=buckets.astype("<i4").tobytes(), routing_epoch=epoch))
-        for bucket in buckets.tolist():
-            sending.frames_of(partial(_copy, shard, leaving, bucket))
+        sending.frames_of(*[partial(_copy, shard, leaving, bucket) for bucket in buckets.tolist()])
         for _ in range(_MAX_ROUNDS):
             if leaving.num_changed <= _FEW_KEYS:
                 break
@@ -68,10 +68,13 @@ class _Sending:
         self._send, self._epoch = send, epoch
         self._on_its_way: Future[Any] | None = None
 
-    def frames_of(self, start: Callable[[Sink], Future[T]]) -> T:
-        """Send the frames that work gives to its sink; the work's result."""
+    def frames_of(self, *starts: Callable[[Sink], Future[T]]) -> T:
+        """Send the frames that pieces of work give to their sink; each piece is started when the one before is done.
+        The last one's result.
+        """
         frames: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         failed = False
+        last: Future[T] = Future()
 
         def sink(frame: bytes) -> bool:
             if failed:
@@ -82,15 +85,29 @@ class _Sending:
             frames.put(frame)
             return True
 
-        done = start(sink)
-        done.add_done_callback(lambda _: frames.put(None))
+        def begin(number: int) -> None:
+            try:
+                starts[number](sink).add_done_callback(partial(follow, number))
+            except WeirError as error:  # the shard was stopped
+                last.set_exception(error)
+
+        def follow(number: int, done: Future[T]) -> None:
+            if (error := done.exception()) is not None:
+                last.set_exception(error)
+            elif number + 1 < len(starts) and not failed:
+                begin(number + 1)
+            else:
+                last.set_result(done.result())
+
+        last.add_done_callback(lambda _: frames.put(None))
+        begin(0)
         try:
             for part in _parts(frames):
                 self.put(pb.TakeRequest(frames=part, routing_epoch=self._epoch))
         except BaseException:
             failed = True
             raise
-        return done.result()
+        return last.result()
 
     def put(self, request: pb.TakeRequest) -> None:
         """Send a part. Raises what an earlier one met."""
@@ -105,7 +122,7 @@ class _Sending:
 
 
 def _parts(frames: queue.SimpleQueue[bytes | None]) -> Iterator[bytes]:
-    """Frames joined to parts of some megabytes."""
+    """Frames joined to parts of a megabyte."""
     gathered: list[bytes] = []
     size = 0
     while (frame := frames.get()) is not None:

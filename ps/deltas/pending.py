@@ -1,7 +1,8 @@
 """What has changed in a table and is not published yet: keys, each once, and buckets that are to come whole.
 
 Rows are read when they are published, so a key that changed many times is published as it then is. Where more keys wait
-than a quarter of the rows, all buckets come whole instead: that bounds the memory. Single-threaded, with its table.
+than a million and a quarter of the rows, all buckets come whole instead: that bounds the memory. Single-threaded, with
+its table.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ps.types import Floats, Keys
 
 _BYTES_PER_KEY = 32
 _PART = 4  # one row in so many may wait
-_LEAST_KEYS = 1 << 16  # that may wait however few rows there are
+_LEAST_KEYS = 1 << 20  # that may wait however few rows there are; more than a window usually has
 _MUCH_MEMORY = 64 << 20  # of a set of keys: it is given back, and not kept for the next keys
 
 

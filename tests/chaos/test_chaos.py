@@ -5,7 +5,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from tests.chaos import faults
+from tests.chaos import faults, moving, pair_faults
 from tests.chaos.ledger import LedgerWriter, read_ledger
 from tests.chaos.runner import run_chaos
 from tests.chaos.verdict import TABLES, Expected, judge
@@ -30,6 +30,32 @@ def test_nothing_acknowledged_is_lost_or_doubled(small_disk):
     assert sum(done.values()) == len(chosen)
     assert verdict.acknowledged > 300
     assert verdict.checked_rows > 9000
+
+
+def test_a_pair_loses_and_doubles_nothing(tmp_path):
+    chosen = [pair_faults.cut_pair, pair_faults.damage_one]  # and at the end it kills the primary, and both
+    verdict, done, differ, _ = run_chaos(tmp_path, mode="replicated", faults=chosen, num_shards=1, num_clients=1)
+    assert verdict.is_good, verdict
+    assert differ == [], "what standbys have, or fresh processes recover, is not what was served"
+    assert sum(done.values()) == 2
+    assert verdict.acknowledged > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mode", "chosen"),
+    [
+        ("replicated", pair_faults.FAULTS),
+        ("replicated", moving.FAULTS),
+        ("journal", [*moving.FAULTS, moving.kill_in_move, moving.lose_mover]),
+    ],
+    ids=["pairs", "pairs while buckets move", "while buckets move"],
+)
+def test_each_fault_once(tmp_path, mode, chosen):
+    verdict, done, differ, _ = run_chaos(tmp_path, mode=mode, faults=chosen, seed=4, pause=0.01)
+    assert verdict.is_good, verdict
+    assert differ == []
+    assert sum(done.values()) == len(chosen)
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ class Features:
         dense = np.empty((n, len(self._dense)), np.float32)
         for f, (name, field) in enumerate(self._dense.items()):
             dense[:, f] = _dense(columns[self._column_of[name]], field)
-        tables = {table: self._keys(table, columns, n) for table in self.tables}
+        tables = {table: self._keys(table, columns, request) for table in self.tables}
         return Sample(n, tables, dense)
 
     def _columns(self, request: Request) -> dict[str, Column]:
@@ -123,14 +123,14 @@ class Features:
                     raise column.wrong(f"{column.num_rows} rows; {what}")
         return columns
 
-    def _keys(self, table: str, columns: Mapping[str, Column], n: int) -> TableKeys:
+    def _keys(self, table: str, columns: Mapping[str, Column], request: Request) -> TableKeys:
         names = self.tables[table]
         parts: list[Keys] = []
         counts, starts, steps = [0] * len(names), [0] * len(names), [0] * len(names)
         num_keys, pooled = 0, _Pooled()
         for f, name in enumerate(names):
             column, field = columns[self._column_of[name]], self.fields[name]
-            steps[f] = column.num_rows > 1
+            steps[f] = self._column_of[name] not in request.shared
             starts[f] = num_keys
             if isinstance(field, Categorical):
                 part = _single(column).hashes()
@@ -146,7 +146,7 @@ class Features:
         keys |= np.repeat(self._slot_bits[table], counts)
         first = np.array(starts)
         first[pooled.fields] += num_keys
-        places = first + np.arange(n)[:, None] * np.array(steps)
+        places = first + np.arange(request.num_candidates)[:, None] * np.array(steps)
         return TableKeys(keys, places, pooled.bags())
 
 
