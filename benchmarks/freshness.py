@@ -139,6 +139,8 @@ def poll(address: str, pipe: Connection, ends: Any) -> None:
     scores, polls = np.full(PROBES, -1, np.int64), []
     request = encode({}, {"user": probe_names()})
     with PredictionClient(address) as client:
+        client.send(request, 30)
+        pipe.send("ready")
         while not ends.is_set():
             began = time.monotonic()
             found = np.rint(client.send(request, 30).scores[:, 0]).astype(np.int64)
@@ -166,6 +168,7 @@ def run(side: Side, rate: int, seconds: float, wait_seconds: float) -> dict[str,
     ends = context.Event()
     poller = context.Process(target=poll, args=(side.address, theirs, ends))
     poller.start()
+    assert ours.recv() == "ready"
     _wait_for_scores(side)
     before = side.published()
     acknowledged: dict[tuple[int, int], float] = {}
@@ -268,7 +271,7 @@ def greatest(side: Side, seconds: float) -> dict[str, Any]:
             return reached | {"first_rate_not_sustained": rate, "pushed_then": found["pushed_rows_per_second"]}
         reached = {"greatest_rows_per_second": found["pushed_rows_per_second"], "greatest_seconds": seconds}
         reached |= {f"greatest_{name}": found[name] for name in ("freshness_p50_seconds", "freshness_p99_seconds")}
-        rate = int(rate * 1.5)
+        rate *= 2
 
 
 def markdown(result: dict[str, Any], windows: list[int]) -> str:
