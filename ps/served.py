@@ -87,11 +87,14 @@ class ServedTable:
         readers, num_unknown = self._readers(), 0
         for start in range(0, len(keys), PULL_KEYS):
             piece, rows = keys[start : start + PULL_KEYS], out[start : start + PULL_KEYS]
+            absent = None
             with self._turns.together():
-                absent = readers.rows.read(piece, rows)
+                num_absent = readers.rows.read(piece, rows)
+                if num_absent and self._initial is not self._rows:
+                    absent = readers.rows.absent(piece)
             if absent is not None:
                 rows[absent] = readers.initial.initial_values(piece[absent])
-                num_unknown += len(absent)
+            num_unknown += num_absent
         return out, num_unknown
 
     def _readers(self) -> _Readers:

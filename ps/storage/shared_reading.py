@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ps.storage.kernels import index
-from ps.storage.reading import ALL
 from ps.storage.table import Table
 from ps.types import Keys, Rows
 
@@ -26,22 +25,20 @@ class Reader:
         self._room = (hashes, addresses, floats, floats.view(np.uint16))
         self._nothing = np.zeros((1, index.COLUMNS), np.int64)  # one bucket, without rows
 
-    def read(self, keys: Keys, out: Rows) -> NDArray[np.int64] | None:
-        """Decoded rows into out, C-contiguous float32 [n, width]; one search for each key. Returns the places of keys
-        without a row, whose rows in `out` are not filled; None: every key has one.
+    def read(self, keys: Keys, out: Rows) -> int:
+        """Decoded rows, or initial values, into out, C-contiguous float32 [n, width]; returns how many keys have no
+        row.
         """
         table = self._table
-        words, floats, halves, buckets = table._memory
-        addresses = np.empty(len(keys), np.int64)
-        found = index.locate(words, buckets, keys, *table._place, addresses, self._misses, *self._room[:2])
-        absent = None
-        if found:
-            absent = np.flatnonzero(addresses < 0)
-            addresses[absent] = 0  # memory that can be read, to be overwritten
-        making = (table._own_rates, table._hyper, table._streams, *table._lone, self._room[2])
-        state = np.empty((len(keys), 0), np.float32)
-        table._kernels.read_rows(words, floats, halves, addresses, ALL, 0, 0, out, state, *making)
-        return absent
+        room = (table._bits, table._hyper, table._streams, out, *self._room)
+        return int(table._kernels.pull(*table._memory, keys, *room))
+
+    def absent(self, keys: Keys) -> NDArray[np.int64]:
+        """Places of the keys that have no row."""
+        table = self._table
+        addresses, (words, _, _, buckets) = np.empty(len(keys), np.int64), table._memory
+        index.locate(words, buckets, keys, *table._place, addresses, self._misses, *self._room[:2])
+        return np.flatnonzero(addresses < 0)
 
     def initial_values(self, keys: Keys) -> Rows:
         """As Table.initial_values."""

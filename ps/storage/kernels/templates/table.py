@@ -161,15 +161,16 @@ def _remember(words, address, key, before, before_keys, place):
             stream(kept, j, row[j])
 
 
-@deferred_kernel("void", WORDS, FLOATS, HALVES, BUCKETS, KEYS, "int64", HYPERS, STREAMS, OUT_ROWS, *WORKSPACE)
+@deferred_kernel("int64", WORDS, FLOATS, HALVES, BUCKETS, KEYS, "int64", HYPERS, STREAMS, OUT_ROWS, *WORKSPACE)
 def pull(
     words, floats, halves, buckets, keys, bucket_bits, hyper, streams, out, hashes, addresses, scratch, halves_scratch
 ):
-    """out[i]: the decoded row of keys[i], or its initial value."""
+    """out[i]: the decoded row of keys[i], or its initial value. Returns how many keys have no row."""
     words, floats, halves, buckets = borrow(words), borrow(floats), borrow(halves), borrow(buckets)
     keys, hyper, streams, out = borrow(keys), borrow(hyper), borrow(streams), borrow(out)
     hashes, addresses = borrow(hashes), borrow(addresses)
     code_floats, code_halves = borrow(scratch), borrow(halves_scratch)
+    num_absent = 0
     for start in range(0, keys.shape[0], CHUNK):
         length = min(CHUNK, keys.shape[0] - start)
         search_chunk(words, buckets, keys, start, length, bucket_bits, SHAPE, hashes, addresses)
@@ -181,7 +182,9 @@ def pull(
                 if is_early(address):
                     initial_late_row(key, hyper, streams, out, base, code_floats, code_halves)
             else:
+                num_absent += 1
                 initial_row(key, hyper, streams, out, base, code_floats, code_halves)
+    return num_absent
 
 
 @deferred_kernel(
