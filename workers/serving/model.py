@@ -68,9 +68,11 @@ class Model:
         """The scores of each sample, in one run of the tower."""
         logits, unknown, took = self.logits(samples)
         scores = np.column_stack(list(scores_of(logits, self.labels).values()))
-        ends = np.cumsum([sample.num_candidates for sample in samples])
-        found = np.split(scores, ends[:-1])
-        return [Scored(each, num) for each, num in zip(found, unknown, strict=True)], took
+        found, first = [], 0
+        for sample, num_unknown in zip(samples, unknown, strict=True):
+            found.append(Scored(scores[first : first + sample.num_candidates], num_unknown))
+            first += sample.num_candidates
+        return found, took
 
     def logits(self, samples: Sequence[Sample]) -> tuple[Floats, list[int], Took]:
         """Of all samples, end to end, float32 [n, num_tasks]; and of each, how many keys have no row."""

@@ -106,6 +106,17 @@ def test_malformed_requests_over_http_name_the_field(server, case):
         (encode({"tags": "", "pr\u00efce": 0.0}, {"user": ["0"], "price": [0]}), MalformedError, "shared.pr\u00efce"),
         (b"\x22\x02\x0a\x00" * 40_000, TooLargeError, ""),
     ],
+    ids=[
+        "missing",
+        "fraction",
+        "unknown version",
+        "too many",
+        "a million",
+        "empty",
+        "no message",
+        "bad UTF-8",
+        "too long",
+    ],
 )
 def test_malformed_requests_over_grpc_name_the_field(client, message, error, field):
     with pytest.raises(error) as caught:
