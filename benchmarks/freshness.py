@@ -3,10 +3,10 @@
     python benchmarks/freshness.py [--json] [--quick] [--rows N] [--seconds S] [--markdown FILE]
 
 Real processes on this machine: two shards, and `weir serve --deltas` with a bundle that `weir export` made of them. A
-client pushes at times that are fixed before, PUSHES_PER_SECOND times, gradients of Zipf-distributed keys (rows of 17
-floats: linear 1, SGD; embedding 16, AdaGrad; served in fp16). One key of every push is a probe, whose score rises by 1
-each time; another process asks for the scores of all probes over gRPC, every few milliseconds, and notes when it saw
-which. So the polling is part of what is measured (poll_p50_seconds).
+client pushes at times that are fixed before, PUSHES_PER_SECOND times a second, gradients of Zipf-distributed keys, all
+different within a push (rows of 17 floats: linear 1, SGD; embedding 16, AdaGrad; served in fp16). One key of every push
+is a probe, whose score rises by 1 each time; another process asks for the scores of all probes over gRPC, every few
+milliseconds, and notes when it saw which. So the polling is part of what is measured (poll_p50_seconds).
 
     freshness_{p50,p99,max}_seconds            at 10,000 rows a second, window 200 ms
     freshness_..._RATE_WINDOW                  the same at each rate (rows a second) and window (ms; 0: at once)
@@ -159,7 +159,7 @@ def run(side: Side, rate: int, seconds: float, wait_seconds: float) -> dict[str,
     each = rate // PUSHES_PER_SECOND
     generator = np.random.default_rng(rate)
     cdf = np.cumsum(np.arange(1, len(side.keys) + 1) ** -ZIPF)
-    pool = [side.keys[np.searchsorted(cdf, generator.random(each - 1) * cdf[-1])] for _ in range(2 * PUSHES_PER_SECOND)]
+    pool = [_drawn(side.keys, cdf, each - 1, generator) for _ in range(2 * PUSHES_PER_SECOND)]
     gradients = np.full((each, WIDTH), 1e-3, np.float32)
     gradients[:, 0] = 0.0
     gradients[0, 0] = -1.0  # the probe's
@@ -220,6 +220,16 @@ def run(side: Side, rate: int, seconds: float, wait_seconds: float) -> dict[str,
         "poll_p50_seconds": round(poll_p50, 5),
         "is_sustained": bool(not unseen and pushed / took >= 0.95 * rate and slope - 2 * error <= 0),
     }
+
+
+def _drawn(
+    keys: np.ndarray[Any, Any], cdf: np.ndarray[Any, Any], count: int, generator: np.random.Generator
+) -> np.ndarray[Any, Any]:
+    """So many different keys, drawn by popularity."""
+    drawn = np.searchsorted(cdf, generator.random(8 * count) * cdf[-1])
+    places = drawn[np.sort(np.unique(drawn, return_index=True)[1])][:count]
+    assert len(places) == count, "more rows a push than are popular; take more --rows"
+    return keys[places]
 
 
 def _wait_for_scores(side: Side) -> None:
