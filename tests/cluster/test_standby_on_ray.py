@@ -12,6 +12,8 @@ from ps import actor
 from ps.ray_resharding import restart_shards
 from tests.cluster.conftest import RayCluster, wait_for
 
+pytestmark = pytest.mark.cluster
+
 TABLE = ps.TableSpec(segments={"count": ps.SegmentSpec(dim=2, optimizer=ps.SGD(learning_rate=1.0))})
 KEYS = np.arange(1, 500, dtype=np.uint64)
 DOWN = np.full((len(KEYS), 2), -1, np.float32)
