@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ps.deltas.batches import Marker
 from ps.deltas.reading import PartitionReader, partition_folder
 from ps.errors import RequestError
+from ps.loading import Incoming
 from ps.spec import ClusterSpec
 from tests.ps.deltas.streams import Follower, rows_of, settle, with_deltas
 from tests.ps.driving import NUM_BUCKETS, SPEC, TWO_TABLES, Driver, call, keys_in, keys_of, message, push
@@ -271,7 +272,7 @@ def test_any_history(history, window_seconds, window_rows, codec):
                     ]
                     driver.place(epoch=epoch)
                     restored = Future()
-                    driver.shard.restore(records[::2], {}, restored)
+                    driver.shard.restore(Incoming(records[::2]), restored)
                     driver.run()
                     restored.result(0)
                 elif name == "mark":

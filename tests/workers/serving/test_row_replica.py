@@ -133,6 +133,7 @@ def test_kill_9_in_the_middle_of_a_batch_and_a_start_anew(published):
 def test_a_frozen_replica_catches_up(published):
     publisher, bundle = published
     with Process(bundle, "--follow", str(publisher.folder)) as replica:
+        publisher.set("main", ALL_KEYS[:15_000])
         replica.catch_up(publisher.positions())
         freeze(replica.said["pid"])
         publisher.set("main", ALL_KEYS[:3000])
