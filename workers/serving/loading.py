@@ -64,13 +64,13 @@ def make_model(bundle: Bundle, replica: Replica, *, threads: int) -> Model:
 
 def check_examples(bundle: Bundle, model: Model) -> float:
     """Score the bundle's examples, which warms the model up too; how much a logit differs at most from what training
-    answered, divided by the greatest logit (at least 1). Raises BundleError for more than export allowed.
+    answered, divided by the greatest logit that export met. Raises BundleError for more than export found.
     """
     found = bundle.examples()
     try:
         sample = example_sample(bundle, model)
         expected = np.array(found["logits"], np.float64)
-        difference = np.abs(model.logits([sample])[0] - expected).max() / max(1.0, np.abs(expected).max())
+        difference = np.abs(model.logits([sample])[0] - expected).max() / bundle.manifest.checks.tower.logit_scale
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, BundleError):
             raise

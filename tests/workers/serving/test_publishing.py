@@ -13,6 +13,7 @@ from tests.workers.serving.towers import write_tower
 from workers.cli import app
 from workers.config import Categorical
 from workers.model_cli import _time
+from workers.serving.bundle import write_manifest
 from workers.serving.publishing import publish
 from workers.serving.recorded import Recorded, write_recorded
 from workers.serving.retention import floor, prune
@@ -59,6 +60,22 @@ def test_dense_versions_are_checked_too(models):
     (models.path("first") / "rows").rename(models.path("first") / "lost")
     with pytest.raises(BundleError, match="is missing"):
         publish(models, "good")
+
+
+def test_rows_in_a_coarse_codec_differ_by_no_more_than_export_found(models, tmp_path):
+    """Of the greatest logit that export met: those of the few examples are smaller, and say nothing of its share."""
+    bundle = make_summing(tmp_path / "coarse", wrong_by=0.03, version="coarse")
+    found = bundle.manifest.checks
+    for scale, fits in ((1.0, False), (10.0, True)):
+        checks = found.model_copy(
+            update={"scores": 0.004, "tower": found.tower.model_copy(update={"logit_scale": scale})}
+        )
+        write_manifest(bundle.directory, bundle.manifest.model_copy(update={"checks": checks}))
+        if fits:
+            assert publish(models, str(bundle.directory)).version == "coarse"
+        else:
+            with pytest.raises(BundleError, match=r"where export found 0\.004"):
+                publish(models, str(bundle.directory))
 
 
 def test_what_does_not_fit_is_refused(models, tmp_path):
