@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -82,6 +83,9 @@ class Replica:
             )
             for name, spec in serving_spec.tables.items()
         }
+        # Tables and what works on them refer to each other: without this their memory would stay until the garbage
+        # collector comes by, which a server that froze what it began with seldom lets it.
+        weakref.finalize(self, _let_go, tuple(self._tables.values())).atexit = False
 
     # What it serves.
 
@@ -287,3 +291,8 @@ class Replica:
 
     def _partition(self, number: int) -> _Partition:
         return self._partitions.setdefault(number, _Partition(0, None, self._began_at))
+
+
+def _let_go(tables: Iterable[ServedTable]) -> None:
+    for table in tables:
+        table.let_go()

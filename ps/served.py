@@ -104,6 +104,10 @@ class ServedTable:
             found = self._local.readers = _Readers(rows, rows if self._initial is self._rows else Reader(self._initial))
         return found
 
+    def let_go(self) -> None:
+        """Give the memory of all rows back; nobody reads them any more."""
+        self._rows.clear()
+
     def load(self, keys: Keys, images: Images, layout: str) -> Iterator[Step]:
         """The steps that set rows of a checkpoint. Raises DeltaError for another layout."""
         self.check(layout, "the checkpoint")

@@ -119,6 +119,7 @@ def serve(directory: Path, options: ServeOptions, ready: Callable[[dict[str, Any
             switcher = Switcher(Models(directory), sources, threads=options.threads)
             model, num_rows = switcher.served.model, switcher.served.replica.num_rows
         server = PredictionServer(model, options)
+        del model  # whose rows may go when another one has taken over
         make_ready()
         if switcher is not None:
             server.metrics.watch_switches(switcher)
