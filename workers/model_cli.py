@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ps.errors import RequestError
 from workers.answering import Json, answering
 from workers.serving.versions import Models, Pointer, Version
 
@@ -20,6 +21,8 @@ ModelsPath = Annotated[Path, typer.Argument(metavar="MODELS", help="a model dire
 def list_versions(models: ModelsPath, as_json: Json = False) -> None:
     """All versions, the oldest first; the one that serves is marked."""
     with answering(as_json, _as_table) as answer:
+        if not models.is_dir():
+            raise RequestError(f"{models} is no folder; `weir model publish` makes a model directory")
         directory = Models(models)
         pointer, versions = directory.current(), directory.versions()
         answer({**_pointer(directory, pointer), "versions": [_version(each, pointer) for each in versions]})

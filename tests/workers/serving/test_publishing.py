@@ -135,5 +135,12 @@ def test_the_command(models, tmp_path):
     refused = weir("rollback", models.directory)
     assert (refused.exit_code, "no version served before 'first'" in refused.stderr) == (2, True)
     assert weir("publish", models.directory, "../first").exit_code == 2
+    (tmp_path / "empty").mkdir()
     empty = json.loads(weir("list", tmp_path / "empty", "--json").stdout)
     assert empty == {"models": str(tmp_path / "empty"), "current": None, "versions": []}
+
+
+def test_a_list_of_a_folder_that_is_not_there_is_a_mistake(tmp_path):
+    done = CliRunner().invoke(app, ["model", "list", str(tmp_path / "modles")])
+    assert done.exit_code == 2
+    assert "modles is no folder; `weir model publish` makes a model directory" in done.stderr
