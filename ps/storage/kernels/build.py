@@ -25,6 +25,8 @@ import llvmlite
 import numba
 import numpy as np
 
+from ps.storage.kernels.compiler import KernelCompiler, MergedCompiler
+
 Compiled: TypeAlias = Callable[..., Any]
 
 
@@ -71,14 +73,23 @@ def _compile(function: Callable[..., Any], *signature: Any) -> Compiled:
     previous = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(cache_folder())
     try:
-        compiled: Compiled = numba.njit(*signature, cache=True, nogil=True, error_model="numpy")(function)
+        compiled: Compiled = numba.njit(
+            *signature,
+            cache=True,
+            nogil=True,
+            error_model="numpy",
+            no_cfunc_wrapper=True,
+            pipeline_class=KernelCompiler,
+        )(function)
     finally:
         numba.config.CACHE_DIR = previous
     return compiled
 
 
 def kernel(function: Callable[..., Any]) -> Compiled:
-    """Compile `function` on first use, without the interpreter lock, without fastmath, cached on disk."""
+    """Compile `function` on first use, without the interpreter lock, without fastmath, cached on disk. It makes no
+    arrays.
+    """
     return _compile(function)
 
 
@@ -118,7 +129,23 @@ def deferred_kernel(result: Any, *arguments: Any) -> Callable[[Callable[..., Any
 
 def inlined(function: Callable[..., Any]) -> Compiled:
     """A helper for use inside kernels only, merged into its callers so that their constants reach it; they carry the
-    cache.
+    cache. It makes no arrays.
     """
-    compiled: Compiled = numba.njit(forceinline=True, nogil=True, error_model="numpy")(function)
+    return _merge(function, pipeline_class=MergedCompiler)
+
+
+def inlined_for_users(function: Callable[..., Any], *, check: bool) -> Compiled:
+    """As `inlined`, of a user's function: it may make arrays and raise. check: with bounds checks."""
+    return _merge(function, boundscheck=check)
+
+
+def _merge(function: Callable[..., Any], **options: Any) -> Compiled:
+    compiled: Compiled = numba.njit(
+        forceinline=True,
+        nogil=True,
+        error_model="numpy",
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
+        **options,
+    )(function)
     return compiled
