@@ -3,7 +3,7 @@
 
 PYTHON       ?= python3
 PIP_FLAGS    ?=
-PYTEST_FLAGS ?= -n 2 --dist loadgroup --durations=10
+PYTEST_FLAGS ?= -n 2 --dist loadgroup --no-loadscope-reorder --durations=10
 FAULTS       ?= 200
 CHAOS_FLAGS  ?=
 BIN          := .venv/bin

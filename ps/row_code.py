@@ -110,7 +110,7 @@ def row_code(what: str, functions: Mapping[str, Any], annotations: Mapping[str, 
                 f"stand, by name: {', '.join(known)}"
             )
     fields = tuple(RowField(name, kind) for name, a in annotations.items() if (kind := _kind(a)) is not None)
-    walk = _Walk(what)
+    walk = _Walk(what, places=users)
     for role, function in sorted(plain.items()):
         walk.add("role", role)
         walk.add_function(function)
@@ -168,9 +168,10 @@ def _kind(annotation: Any) -> Kind | None:
 
 
 class _Walk:
-    """Adds functions, the functions and constants that they use, and so on, to one digest."""
+    """Adds functions, the functions and constants that they use, and so on, to one digest. places: with their files."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, places: bool) -> None:
+        self._places = places
         self.digest, self.files = hashlib.sha256(), set[str]()
         self._what, self._seen = what, dict[int, int]()  # by id: functions outlive the walk
 
@@ -202,7 +203,7 @@ class _Walk:
 
     def _add_code(self, code: CodeType) -> None:
         self.add("code", code.co_code)
-        self.add("lines", f"{code.co_filename}:{code.co_firstlineno}")
+        self.add("lines", f"{code.co_filename if self._places else ''}:{code.co_firstlineno}")
         self.add("table", code.co_linetable)
         self.add("names", repr((code.co_name, code.co_names, code.co_varnames, code.co_flags, code.co_argcount)))
         for constant in code.co_consts:

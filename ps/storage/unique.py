@@ -26,7 +26,8 @@ def unique_by_bucket(keys: Keys, num_buckets: int) -> tuple[UniqueKeys, Inverse,
     slots = np.zeros(1 << max(4, (2 * n - 1).bit_length()), np.uint32)
     distinct, buckets = np.empty(n, np.uint64), np.empty(n, np.int32)
     inverse, counts = np.empty(n, np.int64), np.zeros(num_buckets, np.int64)
-    found = kernels.find_distinct(keys, num_buckets.bit_length() - 1, slots, distinct, buckets, inverse, counts)
+    bits, hashes = num_buckets.bit_length() - 1, np.empty(kernels.CHUNK, np.uint64)
+    found = kernels.find_distinct(keys, bits, slots, distinct, buckets, inverse, counts, hashes)
     starts, grouped = np.empty(num_buckets + 1, np.int64), np.empty(found, np.uint64)
     kernels.group_by_bucket(distinct, buckets, counts, starts, grouped, np.empty(found, np.int64), inverse)
     return grouped, inverse, starts

@@ -2,12 +2,15 @@
 
 import importlib
 import sys
+from types import FunctionType
 
 import pytest
 from pydantic import ValidationError
 
 import ps
 from ps.errors import RequestError
+from ps.row_code import row_code
+from ps.spec import SGD
 from ps.storage.kernels.optimizers import code_of
 from ps.storage.layout import layout_of
 
@@ -78,6 +81,15 @@ def test_the_digest_follows_helpers_constants_and_lines(digest_of):
 def test_what_cannot_be_compiled_is_told_with_its_line(digest_of, parts, message):
     with pytest.raises(RequestError, match=message):
         digest_of(**parts)
+
+
+def test_files_count_for_users_only():
+    """Installations share what is compiled of a built-in; errors of a user's function name its file."""
+    here = code_of(SGD())
+    (update,) = here.functions.values()
+    elsewhere = FunctionType(update.__code__.replace(co_filename="/elsewhere/sgd.py"), update.__globals__)
+    digests = {users: row_code("", {"update": elsewhere}, {}, users=users).digest for users in (False, True)}
+    assert digests[False] == here.digest != digests[True]
 
 
 def test_a_misspelt_argument():

@@ -6,7 +6,7 @@ numba's own cache does not notice an edited helper in another file. So every ker
 A kernel with a signature is compiled (or read from the cache) when its module is imported, once, for exactly those
 types, or when it is first asked for (a deferred one); one without is compiled for the types of its first call. Inputs
 that may come from a read-only buffer, such as a decoded message, are declared `readonly_array`: numba passes writable
-arrays there too.
+arrays there too. Processes that want the same kernel of a signature at the same time compile it once (sharing.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,6 +25,9 @@ from typing import Any, TypeAlias
 import llvmlite
 import numba
 import numpy as np
+
+from ps.storage.kernels.compiler import KernelCompiler, MergedCompiler
+from ps.storage.kernels.sharing import turn
 
 Compiled: TypeAlias = Callable[..., Any]
 
@@ -71,14 +75,23 @@ def _compile(function: Callable[..., Any], *signature: Any) -> Compiled:
     previous = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(cache_folder())
     try:
-        compiled: Compiled = numba.njit(*signature, cache=True, nogil=True, error_model="numpy")(function)
+        compiled: Compiled = numba.njit(
+            *signature,
+            cache=True,
+            nogil=True,
+            error_model="numpy",
+            no_cfunc_wrapper=True,
+            pipeline_class=KernelCompiler,
+        )(function)
     finally:
         numba.config.CACHE_DIR = previous
     return compiled
 
 
 def kernel(function: Callable[..., Any]) -> Compiled:
-    """Compile `function` on first use, without the interpreter lock, without fastmath, cached on disk."""
+    """Compile `function` on first use, without the interpreter lock, without fastmath, cached on disk. It makes no
+    arrays.
+    """
     return _compile(function)
 
 
@@ -86,9 +99,14 @@ def typed_kernel(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]],
     """As `kernel`, but compiled at import for these types (numba types, or names such as "int64") and no others."""
 
     def decorate(function: Callable[..., Any]) -> Compiled:
-        return _compile(function, _signature(result, *arguments))
+        with _turn(function, wait=True):
+            return _compile(function, _signature(result, *arguments))
 
     return decorate
+
+
+def _turn(function: Callable[..., Any], *, wait: bool) -> AbstractContextManager[bool]:
+    return turn(cache_folder() / f"{function.__module__}.{function.__qualname__}.lock", wait=wait)
 
 
 def _signature(result: Any, *arguments: Any) -> Any:
@@ -102,9 +120,10 @@ class Deferred:
     def __init__(self, function: Callable[..., Any], signature: Any) -> None:
         self._function, self._signature = function, signature
 
-    def compile(self) -> Compiled:
-        """Compile it now, or read it from the cache."""
-        return _compile(self._function, self._signature)
+    def compile(self, *, wait: bool = True) -> Compiled | None:
+        """Compile it now, or read it from the cache. None where another process is compiling it, unless `wait`."""
+        with _turn(self._function, wait=wait) as ours:
+            return _compile(self._function, self._signature) if ours else None
 
 
 def deferred_kernel(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Deferred]:
@@ -118,7 +137,23 @@ def deferred_kernel(result: Any, *arguments: Any) -> Callable[[Callable[..., Any
 
 def inlined(function: Callable[..., Any]) -> Compiled:
     """A helper for use inside kernels only, merged into its callers so that their constants reach it; they carry the
-    cache.
+    cache. It makes no arrays.
     """
-    compiled: Compiled = numba.njit(forceinline=True, nogil=True, error_model="numpy")(function)
+    return _merge(function, pipeline_class=MergedCompiler)
+
+
+def inlined_for_users(function: Callable[..., Any], *, check: bool) -> Compiled:
+    """As `inlined`, of a user's function: it may make arrays and raise. check: with bounds checks."""
+    return _merge(function, boundscheck=check)
+
+
+def _merge(function: Callable[..., Any], **options: Any) -> Compiled:
+    compiled: Compiled = numba.njit(
+        forceinline=True,
+        nogil=True,
+        error_model="numpy",
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
+        **options,
+    )(function)
     return compiled

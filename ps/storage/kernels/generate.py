@@ -90,17 +90,27 @@ class Kernels:
         self._module = module
 
     def __getattr__(self, name: str) -> build.Compiled:
-        deferred = getattr(self._module, name)
-        with _LOADING:  # numba compiles in one thread
-            compiled: build.Compiled = deferred.compile()
-        setattr(self, name, compiled)
+        compiled = self._compile(name, wait=True)
+        assert compiled is not None
         return compiled
 
     def compile_all(self) -> None:
-        """Compile those that are not yet."""
-        for name, found in vars(self._module).items():
-            if isinstance(found, build.Deferred):
-                getattr(self, name)
+        """Compile those that are not yet. Shards that start together share the work: each begins with kernels that no
+        other has begun.
+        """
+        names = [name for name, found in vars(self._module).items() if isinstance(found, build.Deferred)]
+        for wait in (False, True):
+            for name in names:
+                if name not in vars(self):
+                    self._compile(name, wait=wait)
+
+    def _compile(self, name: str, *, wait: bool) -> build.Compiled | None:
+        deferred: build.Deferred = getattr(self._module, name)
+        with _LOADING:  # numba compiles in one thread
+            compiled = deferred.compile(wait=wait)
+        if compiled is not None:
+            setattr(self, name, compiled)
+        return compiled
 
 
 def kernels_of(layout: KernelLayout) -> Kernels:

@@ -10,12 +10,11 @@ import re
 import traceback
 from types import FunctionType, MappingProxyType
 
-from numba import njit
 from numba.core.errors import NumbaError
 
 from ps.errors import RequestError
 from ps.row_code import RowCode, functions_used, place_of
-from ps.storage.kernels.build import Compiled
+from ps.storage.kernels.build import Compiled, inlined, inlined_for_users
 
 COMPILE_ERRORS: tuple[type[Exception], ...] = (NumbaError,)
 _PROVIDED: dict[str, MappingProxyType[str, Compiled]] = {}
@@ -29,7 +28,7 @@ def provide(code: RowCode, *, check: bool) -> str:
     name = f"{code.digest}{'-checked' if check else ''}"
     if name not in _PROVIDED:
         done: dict[FunctionType, Compiled] = {}
-        compiled = {role: _compile(function, check, done) for role, function in code.functions.items()}
+        compiled = {role: _compile(function, code.users, check, done) for role, function in code.functions.items()}
         _PROVIDED[name] = MappingProxyType(compiled)
     return name
 
@@ -39,15 +38,15 @@ def provided(name: str) -> MappingProxyType[str, Compiled]:
     return _PROVIDED[name]
 
 
-def _compile(function: FunctionType, check: bool, done: dict[FunctionType, Compiled]) -> Compiled:
+def _compile(function: FunctionType, users: bool, check: bool, done: dict[FunctionType, Compiled]) -> Compiled:
     if function in done:
         return done[function]
     # numba imports a cached function's module by name to load it; the user's may have another name, or run as __main__.
     names = {**function.__globals__, "__name__": __name__}
     copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__)
     copy.__kwdefaults__, copy.__qualname__ = function.__kwdefaults__, function.__qualname__
-    done[function] = njit(forceinline=True, nogil=True, error_model="numpy", boundscheck=check)(copy)
-    names |= {name: _compile(used, check, done) for name, used in functions_used(function).items()}
+    done[function] = inlined_for_users(copy, check=check) if users else inlined(copy)
+    names |= {name: _compile(used, users, check, done) for name, used in functions_used(function).items()}
     return done[function]
 
 

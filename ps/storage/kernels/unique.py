@@ -20,16 +20,17 @@ AHEAD = 12  # rows between asking for a line and using it
     array("int32"),
     array("int64"),
     array("int64"),
+    array("uint64"),
 )
-def find_distinct(keys, bucket_bits, slots, distinct, buckets, inverse, counts):
+def find_distinct(keys, bucket_bits, slots, distinct, buckets, inverse, counts, hashes):
     """Number the distinct keys in order of first appearance; returns how many.
 
     slots: zeros, a power of two of at least 2 * n, hash table of number + 1; distinct, buckets [n]: key and bucket of
-    each number; inverse [n]: number of each key; counts [num_buckets], zeros on entry: distinct keys of each bucket.
+    each number; inverse [n]: number of each key; counts [num_buckets], zeros on entry: distinct keys of each bucket;
+    hashes [CHUNK]: room.
     """
     mask = U64(slots.shape[0] - 1)
     shift = U64(64 - bucket_bits)
-    hashes = np.empty(CHUNK, np.uint64)
     found = np.int64(0)
     for start in range(0, keys.shape[0], CHUNK):
         length = min(CHUNK, keys.shape[0] - start)

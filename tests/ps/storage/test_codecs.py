@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from ps.storage.kernels.codecs import bf16, fp16
+from tests.ps.storage.called import called
 from tests.ps.storage.oracle import nearest, stochastic
 
-CODECS = {"bf16": bf16, "fp16": fp16}
+CODECS = {"bf16": called(bf16), "fp16": called(fp16)}
 STREAM = np.uint64(12345)
 
 

@@ -6,11 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ps.spec import TableSpec
-from ps.storage.kernels.codecs import int8
+from ps.storage.kernels import codecs
 from ps.storage.table import Table
+from tests.ps.storage.called import called
 from tests.ps.storage.oracle import Oracle, fitted, nearest, stochastic
 
 f32 = np.float32
+int8 = called(codecs.int8)
 STREAM = np.uint64(12345)
 ONE = np.ones(1, f32)
 
