@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ps.keys import ID_BITS, ID_MASK
+from ps.keys import ID_BITS, ID_MASK, hash_columns
 from ps.storage.unique import sum_by_key
 from ps.types import Floats, Keys, Rows
 from workers.config.errors import nearest
@@ -20,6 +20,7 @@ from workers.config.fields import Categorical, FeatureField, Multi, Numeric
 from workers.samples.rules import Intervals, dense_values, first_beyond_float32, without_empty
 from workers.serving.columns import Column
 from workers.serving.errors import MalformedError
+from workers.serving.messages import AnyColumn, PlainTexts, keys_of_texts
 from workers.serving.request import Request
 
 Places = NDArray[np.int64]  # [n, num_fields]
@@ -73,6 +74,7 @@ class Features:
         self.fields = dict(fields)
         self.tables: dict[str, tuple[str, ...]] = {}
         self._intervals: dict[str, Intervals] = {}
+        hash_columns(b"", b"", [], [], np.zeros(0, np.uint64), 0)  # so that no request waits for it to be compiled
         for name, field in fields.items():
             if name in self._dense:
                 continue
@@ -97,11 +99,11 @@ class Features:
         n = request.num_candidates
         dense = np.empty((n, len(self._dense)), np.float32)
         for f, (name, field) in enumerate(self._dense.items()):
-            dense[:, f] = _dense(columns[self._column_of[name]], field)
+            dense[:, f] = _dense(columns[self._column_of[name]].checked(), field)
         tables = {table: self._keys(table, columns, request) for table in self.tables}
         return Sample(n, tables, dense)
 
-    def _columns(self, request: Request) -> dict[str, Column]:
+    def _columns(self, request: Request) -> dict[str, AnyColumn]:
         shared, candidates = request.shared, request.candidates
         columns = {**shared, **candidates}
         for name in self.columns:
@@ -123,31 +125,44 @@ class Features:
                     raise column.wrong(f"{column.num_rows} rows; {what}")
         return columns
 
-    def _keys(self, table: str, columns: Mapping[str, Column], request: Request) -> TableKeys:
-        names = self.tables[table]
-        parts: list[Keys] = []
-        counts, starts, steps = [0] * len(names), [0] * len(names), [0] * len(names)
-        num_keys, pooled = 0, _Pooled()
+    def _keys(self, table: str, columns: Mapping[str, AnyColumn], request: Request) -> TableKeys:
+        names, slot_bits = self.tables[table], self._slot_bits[table]
+        sources = [self._column_of[name] for name in names]
+        texts: dict[int, PlainTexts] = {}  # by place of the field: their keys come first
+        others: dict[int, Column] = {}
         for f, name in enumerate(names):
-            column, field = columns[self._column_of[name]], self.fields[name]
-            steps[f] = self._column_of[name] not in request.shared
+            column = columns[sources[f]]
+            if isinstance(column, PlainTexts) and isinstance(self.fields[name], Categorical):
+                texts[f] = column
+            else:
+                others[f] = column.checked()
+        starts, num_keys, parts, pooled = [0] * len(names), 0, [], _Pooled()
+        if texts:
+            parts.append(keys_of_texts(list(texts.values()), slot_bits[list(texts)]))
+        for f, text in texts.items():
             starts[f] = num_keys
-            if isinstance(field, Categorical):
-                part = _single(column).hashes()
-            elif isinstance(field, Multi):
+            num_keys += text.num_rows
+        hashes: list[Keys] = []
+        for f, column in others.items():
+            field = self.fields[names[f]]
+            starts[f] = num_keys
+            if isinstance(field, Multi):
                 part, lengths = _lists(column, field)
                 starts[f] = pooled.add(f, lengths, num_keys, field.pooling == "mean")
+            elif isinstance(field, Categorical):
+                part = _single(column).hashes()
             else:
-                part = self._intervals[name].keys(_single(column).numbers())
-            parts.append(part)
-            counts[f] = len(part)
+                part = self._intervals[names[f]].keys(_single(column).numbers())
+            hashes.append(part)
             num_keys += len(part)
-        keys = np.concatenate(parts) & ID_MASK
-        keys |= np.repeat(self._slot_bits[table], counts)
+        if hashes:
+            bits = np.repeat(slot_bits[list(others)], [len(part) for part in hashes])
+            parts.append(np.concatenate(hashes) & ID_MASK | bits)
         first = np.array(starts)
         first[pooled.fields] += num_keys
-        places = first + np.arange(request.num_candidates)[:, None] * np.array(steps)
-        return TableKeys(keys, places, pooled.bags())
+        steps = np.array([source not in request.shared for source in sources], np.int64)
+        places = first + np.arange(request.num_candidates)[:, None] * steps
+        return TableKeys(parts[0] if len(parts) == 1 else np.concatenate(parts), places, pooled.bags())
 
 
 class _Pooled:
