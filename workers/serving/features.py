@@ -1,13 +1,14 @@
 """From the columns of a request to keys and dense values, by the rules of training.
 
-Keys of a table stand end to end, those of a shared column once. Which row belongs to candidate i and field f says
-`places[i, f]`: one of the keys' rows, or after them a bag of a multi field, whose rows are pooled into one.
+Keys of a table stand end to end, those of a shared column once. Which rows belong to which field say `runs`: some of
+the keys' rows, or after them the bags of a multi field, whose rows are pooled into one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from workers.serving.errors import MalformedError
 from workers.serving.messages import AnyColumn, PlainTexts, keys_of_texts
 from workers.serving.request import Request
 
-Places = NDArray[np.int64]  # [n, num_fields]
+Runs = NDArray[np.int64]  # [num_fields, 4]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,12 @@ class Bags:
 
 @dataclass(frozen=True, slots=True)
 class TableKeys:
-    """places: fields of the table in the order of the configuration."""
+    """runs: whose rows belong to which of the table's fields, as ps.storage.spreading has them; those of a multi field
+    are its bags, behind the keys.
+    """
 
     keys: Keys
-    places: Places
+    runs: Runs
     bags: Bags | None
 
 
@@ -158,11 +161,22 @@ class Features:
         if hashes:
             bits = np.repeat(slot_bits[list(others)], [len(part) for part in hashes])
             parts.append(np.concatenate(hashes) & ID_MASK | bits)
-        first = np.array(starts)
-        first[pooled.fields] += num_keys
-        steps = np.array([source not in request.shared for source in sources], np.int64)
-        places = first + np.arange(request.num_candidates)[:, None] * steps
-        return TableKeys(parts[0] if len(parts) == 1 else np.concatenate(parts), places, pooled.bags())
+        keys = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        for f in pooled.fields:
+            starts[f] += num_keys
+        steps = [int(source not in request.shared) for source in sources]
+        return TableKeys(keys, _runs(tuple(starts), tuple(steps), request.num_candidates), pooled.bags())
+
+
+@lru_cache(1024)
+def _runs(starts: tuple[int, ...], steps: tuple[int, ...], num_candidates: int) -> Runs:
+    """Of fields whose rows begin there, and go on with each candidate where the step is 1. Requests of one caller are
+    alike.
+    """
+    counts = [num_candidates if step else 1 for step in steps]
+    runs = np.array(sorted(zip(starts, counts, range(len(starts)), steps, strict=True)), np.int64)
+    runs.flags.writeable = False
+    return runs
 
 
 class _Pooled:
