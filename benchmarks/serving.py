@@ -203,13 +203,9 @@ def inside(bundle: Path, num_rows: int, threads: int, rounds: int, scratch: Path
     make_ready()  # as `weir serve` does; the tower gains as much
     model, requests = loaded.model, Requests(num_rows, 1)
     sample = model.features.read(read_message(requests.packed(), NUM_CANDIDATES))
-    rows, unknown = model.rows.pull("main", sample.tables["main"].keys)
-    assert unknown == 0, "the benchmark's requests name rows that exist"
-    spread = rows[sample.tables["main"].places]
-    feeds = {
-        name: np.ascontiguousarray(spread[:, :, columns])
-        for name, columns in (("rows_linear", slice(0, 1)), ("rows_embedding", slice(1, DIM + 1)))
-    }
+    rows, unknown = model.feeds([sample])
+    assert unknown == [0], "the benchmark's requests name rows that exist"
+    feeds = {f"rows_{segment}": values.copy() for segment, values in rows.items()}
     quantize(bundle / TOWER_FILE, scratch / "int8.onnx")
     int8 = Tower(scratch / "int8.onnx", model.tower.inputs, 1, threads=threads)
     took: dict[str, list[tuple[float, float]]] = {}

@@ -11,6 +11,8 @@ stored rows depend on them. Test vectors in docs/keys.md and tests/ps/test_keys.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,6 +44,30 @@ def hash_packed(data: NDArray[np.uint8], offsets: NDArray[np.integer]) -> Keys:
     """uint64 [n]: XXH64 of each string data[offsets[i]:offsets[i+1]] (the layout of an Arrow string column)."""
     out = np.empty(len(offsets) - 1, np.uint64)
     hashing.hash_strings(data, offsets, out)
+    return out
+
+
+def hash_columns(
+    data: bytes, ends: bytes, sizes: Sequence[int], counts: Sequence[int], slot_bits: Keys, max_bytes: int
+) -> Keys | None:
+    """uint64 [n]: the keys of columns of texts that stand end to end; None where a text does not end where it may, has
+    more than max_bytes, or begins inside a UTF-8 character.
+
+    ends: uint32 [n], where each text ends in its own column. sizes, counts: bytes and texts of each column. slot_bits:
+    uint64 [c], slot << 52.
+    """
+    out = np.empty(len(ends) // 4, np.uint64)
+    columns = np.array([sizes, counts], np.int64)
+    is_right = hashing.hash_columns(
+        np.frombuffer(data or b"\0", np.uint8), np.frombuffer(ends, "<u4"), columns, slot_bits, ID_MASK, max_bytes, out
+    )
+    return out if is_right else None
+
+
+def hash_integers(values: NDArray[np.int64]) -> Keys:
+    """uint64 [n]: XXH64 of each value's decimal text."""
+    out = np.empty(len(values), np.uint64)
+    hashing.hash_integers(np.ascontiguousarray(values, np.int64), out)
     return out
 
 

@@ -31,6 +31,7 @@ from ps.journal.frames import RowsFrame
 from ps.keys import bucket_of
 from ps.served import SLICE_ROWS, Chosen, ServedTable, Step
 from ps.spec import ClusterSpec
+from ps.storage.spreading import Spread
 from ps.turns import Turns
 from ps.types import Keys, Rows
 
@@ -94,6 +95,10 @@ class Replica:
         do in training, whatever codec serves. Raises RequestError for an unknown table and for `out` of another shape.
         """
         return self.table(table).pull(keys, out)
+
+    def spread(self, table: str, keys: Keys, spread: Spread) -> int:
+        """As `pull`, but rows go straight to where they are wanted; how many of the keys have no row."""
+        return self.table(table).spread(keys, spread)
 
     def table(self, name: str) -> ServedTable:
         """Raises RequestError for one that there is not."""

@@ -22,6 +22,7 @@ from ps.record import layout_digest
 from ps.serving_rows import unserved_table
 from ps.spec import TableSpec
 from ps.storage.shared_reading import Reader
+from ps.storage.spreading import Spread
 from ps.storage.table import Table
 from ps.turns import Turns
 from ps.types import Images, Keys, Rows
@@ -96,6 +97,19 @@ class ServedTable:
                 rows[absent] = readers.initial.initial_values(piece[absent])
             num_unknown += num_absent
         return out, num_unknown
+
+    def spread(self, keys: Keys, spread: Spread) -> int:
+        """As `pull`, to where the rows are wanted: each key is in a run. Returns how many have no row."""
+        keys, absent = np.ascontiguousarray(keys, np.uint64), np.empty(min(len(keys), PULL_KEYS), np.int64)
+        readers, num_unknown = self._readers(), 0
+        for start in range(0, len(keys), PULL_KEYS):
+            with self._turns.together():
+                num_absent = readers.rows.spread(keys[start : start + PULL_KEYS], start, spread, absent)
+            if num_absent and self._initial is not self._rows:
+                places = absent[:num_absent]
+                spread.put(readers.initial.initial_values(keys[places]), places)
+            num_unknown += num_absent
+        return num_unknown
 
     def _readers(self) -> _Readers:
         found: _Readers | None = getattr(self._local, "readers", None)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ps.storage.kernels import index
+from ps.storage.spreading import Spread
 from ps.storage.table import Table
 from ps.types import Keys, Rows
 
@@ -23,6 +24,7 @@ class Reader:
         floats = np.zeros(table._layout.scratch_floats, np.float32)
         hashes, addresses = np.zeros(index.CHUNK, np.uint64), np.zeros(index.CHUNK, np.int64)
         self._room = (hashes, addresses, floats, floats.view(np.uint16))
+        self._row = np.zeros(table._layout.width, np.float32)
         self._nothing = np.zeros((1, index.COLUMNS), np.int64)  # one bucket, without rows
 
     def read(self, keys: Keys, out: Rows) -> int:
@@ -32,6 +34,31 @@ class Reader:
         table = self._table
         room = (table._bits, table._hyper, table._streams, out, *self._room)
         return int(table._kernels.pull(*table._memory, keys, *room))
+
+    def spread(self, keys: Keys, begin: int, spread: Spread, absent: NDArray[np.int64]) -> int:
+        """Rows, or initial values, to where they are wanted, of the keys from place `begin` on; each is in a run.
+        Returns how many have no row; the first of absent (int64 [n]) are their places.
+        """
+        table = self._table
+        return int(
+            table._kernels.pull_spread(
+                *table._memory,
+                keys,
+                begin,
+                table._bits,
+                table._hyper,
+                table._streams,
+                spread.runs,
+                spread.segments,
+                spread.offsets,
+                spread.first,
+                spread.number,
+                spread.out,
+                absent,
+                self._row,
+                *self._room,
+            )
+        )
 
     def absent(self, keys: Keys) -> NDArray[np.int64]:
         """Places of the keys that have no row."""

@@ -174,14 +174,12 @@ def _write_tower(
     tower = export_tower(model, inputs, folder / TOWER_FILE, torch_path=folder / TORCH_FILE)
     expected = logits_of(model, inputs)
     found = onnx_logits(folder / TOWER_FILE, recorded.inputs(config, served))
+    labels = served_labels(config)
     examples = {
         "split": recorded.split,
         "columns": {column: values[:EXAMPLE_SAMPLES] for column, values in recorded.columns.items()},
         "logits": expected[:EXAMPLE_SAMPLES].tolist(),
-        "scores": {
-            name: scores.tolist()
-            for name, scores in scores_of(expected[:EXAMPLE_SAMPLES], served_labels(config)).items()
-        },
+        "scores": dict(zip(labels, scores_of(expected[:EXAMPLE_SAMPLES], labels).T.tolist(), strict=True)),
     }
     (folder / EXAMPLES_FILE).write_text(json.dumps(examples))
     return Checks(

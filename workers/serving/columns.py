@@ -11,29 +11,28 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ps.keys import hash_packed
+from ps.keys import hash_integers, hash_packed
 from ps.types import Keys
-from ps.wire import serving_pb2 as pb
 from workers.samples.rules import EMPTY_HASH
 from workers.serving.errors import MalformedError
 
 MAX_TEXT_BYTES = 1 << 16  # of one value; longer ones are mistakes, say a page where its address was meant
 _NUMBER = re.compile(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")  # as the samples' readers have it
-_NO_TEXT = np.zeros(1, np.uint8)
+NO_TEXT = np.zeros(1, np.uint8)
 Kind = Literal["texts", "integers", "numbers", "ids"]
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
     """values: the data of texts, which other columns may share; else the array of the kind. place: names the column in
-    errors. hashed: XXH64 of the texts, where they are known.
+    errors.
     """
 
     place: str
@@ -42,7 +41,6 @@ class Column:
     offsets: NDArray[np.int64] | None = None
     lengths: NDArray[np.int64] | None = None
     missing: NDArray[np.bool_] | None = None
-    hashed: Keys | None = None
 
     @property
     def num_values(self) -> int:
@@ -52,18 +50,20 @@ class Column:
     def num_rows(self) -> int:
         return self.num_values if self.lengths is None else len(self.lengths)
 
+    def checked(self) -> Column:
+        """Itself, for a column of a message may be one that is not checked yet (messages.py)."""
+        return self
+
     def hashes(self) -> Keys:
         """uint64 [k]: XXH64 of each value as text, as training hashes it. Raises MalformedError for fractions."""
         if self.kind == "ids":
             hashes: Keys = self.values
         elif self.kind == "numbers":
             raise self.wrong("numbers with fractions are no categories; send texts, as the training data has them")
-        elif self.hashed is not None:
-            hashes = self.hashed
         elif self.offsets is not None:
             hashes = hash_packed(self.values, self.offsets)
         else:
-            hashes = hash_packed(*decimal_texts(self.values))
+            hashes = hash_integers(self.values)
         return hashes if self.missing is None else np.where(self.missing, EMPTY_HASH, hashes)
 
     def numbers(self) -> NDArray[np.float64]:
@@ -119,86 +119,6 @@ class Column:
         return value
 
 
-def from_messages(columns: Mapping[str, pb.Column]) -> dict[str, Column]:
-    """The columns of a message, by place. Raises MalformedError."""
-    texts = {
-        place: column.texts
-        for place, column in columns.items()
-        if column.HasField("texts") and not (column.lengths or column.missing)
-    }
-    read = _texts_at_once(texts) if texts else {}
-    return {place: read.get(place) or _from_message(place, column) for place, column in columns.items()}
-
-
-def _from_message(place: str, column: pb.Column) -> Column:
-    kind = column.WhichOneof("values")
-    if kind is None:
-        raise MalformedError(place, "has no values")
-    offsets = None
-    if kind == "texts":
-        values: NDArray[Any]
-        values, offsets = _texts_of(place, column.texts)
-        name: Kind = "texts"
-        count = len(offsets) - 1
-    else:
-        dtype, name = _ARRAYS[kind]
-        values = _array(place, kind, getattr(column, kind), dtype)
-        count = len(values)
-        if name == "numbers":
-            values = values.astype(np.float64)
-    missing = lengths = None
-    if column.lengths:
-        lengths = _array(place, "lengths", column.lengths, "<u4").astype(np.int64)
-        if lengths.sum() != count:
-            raise MalformedError(place, f"lengths add up to {lengths.sum()}, but there are {count} values")
-    if column.missing:
-        missing = _array(place, "missing", column.missing, "u1") != 0
-        if len(missing) != count:
-            raise MalformedError(place, f"missing has {len(missing)} marks for {count} values")
-    if name == "numbers":
-        _check_finite(place, values, missing)
-    return Column(place, name, values, offsets, lengths, missing)
-
-
-def _texts_at_once(texts: Mapping[str, pb.Texts]) -> dict[str, Column]:
-    """Columns of plain texts, checked and hashed together, which takes a third of the time of one after another. What
-    is not ASCII, or wrong, is left to be read alone.
-    """
-    data = b"".join([each.data for each in texts.values()])
-    ends_of = [each.ends for each in texts.values()]
-    counts = np.fromiter(map(len, ends_of), np.int64, len(ends_of))
-    ends = b"".join(ends_of)
-    if (counts & 3).any() or not ends or not data.isascii():
-        return {}
-    counts >>= 2
-    sizes = np.fromiter((len(each.data) for each in texts.values()), np.int64, len(texts))
-    borders, last = np.cumsum(sizes), np.cumsum(counts)
-    offsets = np.zeros(len(ends) // 4 + 1, np.int64)
-    offsets[1:] = np.frombuffer(ends, "<u4")
-    offsets[1:] += np.repeat(borders - sizes, counts)
-    lengths = offsets[1:] - offsets[:-1]
-    if (
-        counts.min() == 0
-        or (offsets[last] != borders).any()
-        or not 0 <= lengths.min() <= lengths.max() <= MAX_TEXT_BYTES
-    ):
-        return {}
-    values = np.frombuffer(data, np.uint8) if data else _NO_TEXT
-    hashes, found, first = hash_packed(values, offsets), {}, 0
-    for place, end in zip(texts, last.tolist(), strict=True):
-        found[place] = Column(place, "texts", values, offsets[first : end + 1], hashed=hashes[first:end])
-        first = end
-    return found
-
-
-_ARRAYS: dict[str, tuple[str, Kind]] = {
-    "int64s": ("<i8", "integers"),
-    "float64s": ("<f8", "numbers"),
-    "float32s": ("<f4", "numbers"),
-    "feature_ids": ("<u8", "ids"),
-}
-
-
 def from_json(place: str, rows: Sequence[Any]) -> Column:
     """The column of JSON values, one a row: text, number, null, or a list of these where a row has several. Raises
     MalformedError.
@@ -221,7 +141,7 @@ def from_json(place: str, rows: Sequence[Any]) -> Column:
         text = "".join(rows)
         encoded = rows if text.isascii() else [value.encode() for value in rows]
         data, offsets = packed(encoded, text.encode())
-        _check_sizes(place, offsets)
+        check_sizes(place, offsets)
         return Column(place, "texts", data, offsets, lengths, None)
     if types == {int}:
         try:
@@ -230,7 +150,7 @@ def from_json(place: str, rows: Sequence[Any]) -> Column:
             raise MalformedError(place, "an integer beyond 64 bits; send it as text") from None
     if types <= {int, float}:
         values = np.array(rows, np.float64)
-        _check_finite(place, values, missing)
+        check_finite(place, values, missing)
         return Column(place, "numbers", values, None, lengths, missing)
     wrong = types - {str, int, float} or types
     raise MalformedError(place, f"{_names(wrong)}; allowed: texts, or numbers, or null, of one kind in a column")
@@ -246,7 +166,7 @@ def packed(texts: Sequence[str] | Sequence[bytes], data: bytes) -> tuple[NDArray
     """Texts that stand end to end in `data`, and where each begins [k + 1]."""
     offsets = np.zeros(len(texts) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=offsets[1:])
-    return (np.frombuffer(data, np.uint8) if data else _NO_TEXT), offsets
+    return (np.frombuffer(data, np.uint8) if data else NO_TEXT), offsets
 
 
 def _pieces(values: NDArray[np.uint8], offsets: NDArray[np.int64]) -> list[bytes]:
@@ -255,19 +175,8 @@ def _pieces(values: NDArray[np.uint8], offsets: NDArray[np.int64]) -> list[bytes
     return [data[start:end] for start, end in itertools.pairwise(places)]
 
 
-def _texts_of(place: str, texts: pb.Texts) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    data, ends = texts.data, _array(place, "texts.ends", texts.ends, "<u4")
-    offsets = np.zeros(len(ends) + 1, np.int64)
-    offsets[1:] = ends
-    if offsets[-1] != len(data):
-        raise MalformedError(place, f"texts.ends ends at {offsets[-1]}, but texts.data has {len(data)} bytes")
-    _check_sizes(place, offsets)
-    if not data.isascii():
-        _check_utf8(place, data, offsets)
-    return (np.frombuffer(data, np.uint8) if data else _NO_TEXT), offsets
-
-
-def _check_sizes(place: str, offsets: NDArray[np.int64]) -> None:
+def check_sizes(place: str, offsets: NDArray[np.int64]) -> None:
+    """Raise MalformedError unless texts may end so."""
     sizes = offsets[1:] - offsets[:-1]
     if sizes.min(initial=0) < 0:
         raise MalformedError(place, f"texts.ends falls at value {int(np.argmin(sizes))}; ends never fall")
@@ -276,32 +185,14 @@ def _check_sizes(place: str, offsets: NDArray[np.int64]) -> None:
         raise MalformedError(place, f"value {row} has {sizes[row]} bytes; a text has at most {MAX_TEXT_BYTES}")
 
 
-def _check_utf8(place: str, data: bytes, offsets: NDArray[np.int64]) -> None:
-    try:
-        data.decode()
-    except UnicodeDecodeError as error:
-        row = int(np.searchsorted(offsets, error.start, side="right")) - 1
-        raise MalformedError(place, f"value {row} is not UTF-8: {error.reason}") from None
-    inside = np.frombuffer(data, np.uint8)[offsets[:-1][offsets[:-1] < len(data)]] & 0xC0 == 0x80
-    if inside.any():
-        raise MalformedError(place, f"value {int(np.argmax(inside))} begins inside a character; not UTF-8")
-
-
-def _check_finite(place: str, values: NDArray[Any], missing: NDArray[np.bool_] | None) -> None:
+def check_finite(place: str, values: NDArray[Any], missing: NDArray[np.bool_] | None) -> None:
+    """Raise MalformedError for a value that is neither finite nor missing."""
     bad = ~np.isfinite(values)
     if missing is not None:
         bad &= ~missing
     if bad.any():
         row = int(np.argmax(bad))
         raise MalformedError(place, f"value {row} is {values[row]}, not a finite number; mark missing values as such")
-
-
-def _array(place: str, what: str, data: bytes, dtype: str) -> NDArray[Any]:
-    try:
-        return np.frombuffer(data, dtype)
-    except ValueError:
-        size = np.dtype(dtype).itemsize
-        raise MalformedError(place, f"{what} has {len(data)} bytes, no multiple of {size}") from None
 
 
 _JSON_NAMES = {bool: "true or false", dict: "an object", list: "a list", str: "texts", int: "integers"}

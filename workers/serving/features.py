@@ -1,18 +1,19 @@
 """From the columns of a request to keys and dense values, by the rules of training.
 
-Keys of a table stand end to end, those of a shared column once. Which row belongs to candidate i and field f says
-`places[i, f]`: one of the keys' rows, or after them a bag of a multi field, whose rows are pooled into one.
+Keys of a table stand end to end, those of a shared column once. Which rows belong to which field say `runs`: some of
+the keys' rows, or after them the bags of a multi field, whose rows are pooled into one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ps.keys import ID_BITS, ID_MASK
+from ps.keys import ID_BITS, ID_MASK, hash_columns
 from ps.storage.unique import sum_by_key
 from ps.types import Floats, Keys, Rows
 from workers.config.errors import nearest
@@ -20,9 +21,10 @@ from workers.config.fields import Categorical, FeatureField, Multi, Numeric
 from workers.samples.rules import Intervals, dense_values, first_beyond_float32, without_empty
 from workers.serving.columns import Column
 from workers.serving.errors import MalformedError
+from workers.serving.messages import AnyColumn, PlainTexts, keys_of_texts
 from workers.serving.request import Request
 
-Places = NDArray[np.int64]  # [n, num_fields]
+Runs = NDArray[np.int64]  # [num_fields, 4]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,12 @@ class Bags:
 
 @dataclass(frozen=True, slots=True)
 class TableKeys:
-    """places: fields of the table in the order of the configuration."""
+    """runs: whose rows belong to which of the table's fields, as ps.storage.spreading has them; those of a multi field
+    are its bags, behind the keys.
+    """
 
     keys: Keys
-    places: Places
+    runs: Runs
     bags: Bags | None
 
 
@@ -73,6 +77,7 @@ class Features:
         self.fields = dict(fields)
         self.tables: dict[str, tuple[str, ...]] = {}
         self._intervals: dict[str, Intervals] = {}
+        hash_columns(b"", b"", [], [], np.zeros(0, np.uint64), 0)  # so that no request waits for it to be compiled
         for name, field in fields.items():
             if name in self._dense:
                 continue
@@ -97,11 +102,11 @@ class Features:
         n = request.num_candidates
         dense = np.empty((n, len(self._dense)), np.float32)
         for f, (name, field) in enumerate(self._dense.items()):
-            dense[:, f] = _dense(columns[self._column_of[name]], field)
+            dense[:, f] = _dense(columns[self._column_of[name]].checked(), field)
         tables = {table: self._keys(table, columns, request) for table in self.tables}
         return Sample(n, tables, dense)
 
-    def _columns(self, request: Request) -> dict[str, Column]:
+    def _columns(self, request: Request) -> dict[str, AnyColumn]:
         shared, candidates = request.shared, request.candidates
         columns = {**shared, **candidates}
         for name in self.columns:
@@ -123,31 +128,55 @@ class Features:
                     raise column.wrong(f"{column.num_rows} rows; {what}")
         return columns
 
-    def _keys(self, table: str, columns: Mapping[str, Column], request: Request) -> TableKeys:
-        names = self.tables[table]
-        parts: list[Keys] = []
-        counts, starts, steps = [0] * len(names), [0] * len(names), [0] * len(names)
-        num_keys, pooled = 0, _Pooled()
+    def _keys(self, table: str, columns: Mapping[str, AnyColumn], request: Request) -> TableKeys:
+        names, slot_bits = self.tables[table], self._slot_bits[table]
+        sources = [self._column_of[name] for name in names]
+        texts: dict[int, PlainTexts] = {}  # by place of the field: their keys come first
+        others: dict[int, Column] = {}
         for f, name in enumerate(names):
-            column, field = columns[self._column_of[name]], self.fields[name]
-            steps[f] = self._column_of[name] not in request.shared
+            column = columns[sources[f]]
+            if isinstance(column, PlainTexts) and isinstance(self.fields[name], Categorical):
+                texts[f] = column
+            else:
+                others[f] = column.checked()
+        starts, num_keys, parts, pooled = [0] * len(names), 0, [], _Pooled()
+        if texts:
+            parts.append(keys_of_texts(list(texts.values()), slot_bits[list(texts)]))
+        for f, text in texts.items():
             starts[f] = num_keys
-            if isinstance(field, Categorical):
-                part = _single(column).hashes()
-            elif isinstance(field, Multi):
+            num_keys += text.num_rows
+        hashes: list[Keys] = []
+        for f, column in others.items():
+            field = self.fields[names[f]]
+            starts[f] = num_keys
+            if isinstance(field, Multi):
                 part, lengths = _lists(column, field)
                 starts[f] = pooled.add(f, lengths, num_keys, field.pooling == "mean")
+            elif isinstance(field, Categorical):
+                part = _single(column).hashes()
             else:
-                part = self._intervals[name].keys(_single(column).numbers())
-            parts.append(part)
-            counts[f] = len(part)
+                part = self._intervals[names[f]].keys(_single(column).numbers())
+            hashes.append(part)
             num_keys += len(part)
-        keys = np.concatenate(parts) & ID_MASK
-        keys |= np.repeat(self._slot_bits[table], counts)
-        first = np.array(starts)
-        first[pooled.fields] += num_keys
-        places = first + np.arange(request.num_candidates)[:, None] * np.array(steps)
-        return TableKeys(keys, places, pooled.bags())
+        if hashes:
+            bits = np.repeat(slot_bits[list(others)], [len(part) for part in hashes])
+            parts.append(np.concatenate(hashes) & ID_MASK | bits)
+        keys = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        for f in pooled.fields:
+            starts[f] += num_keys
+        steps = [int(source not in request.shared) for source in sources]
+        return TableKeys(keys, _runs(tuple(starts), tuple(steps), request.num_candidates), pooled.bags())
+
+
+@lru_cache(1024)
+def _runs(starts: tuple[int, ...], steps: tuple[int, ...], num_candidates: int) -> Runs:
+    """Of fields whose rows begin there, and go on with each candidate where the step is 1. Requests of one caller are
+    alike.
+    """
+    counts = [num_candidates if step else 1 for step in steps]
+    runs = np.array(sorted(zip(starts, counts, range(len(starts)), steps, strict=True)), np.int64)
+    runs.flags.writeable = False
+    return runs
 
 
 class _Pooled:

@@ -12,6 +12,7 @@ from ps.checkpoint import read_manifest
 from ps.keys import bucket_of
 from ps.replica import Replica
 from ps.serving_rows import RowEncoder
+from ps.storage.spreading import Spread
 from ps.types import Keys, Rows
 from workers.serving.bundle import Bundle
 from workers.serving.manifest import TOWER_FILE
@@ -93,6 +94,12 @@ class _RowsOfFiles:
             rows[here] = encoder.decode(record.images[at[here]])
             is_found |= here
         return rows, int((~is_found).sum())
+
+    def spread(self, table: str, keys: Keys, spread: Spread) -> int:
+        """Put the rows where they are wanted; how many of the keys have no row."""
+        rows, num_unknown = self.pull(table, keys)
+        spread.put(rows)
+        return num_unknown
 
 
 def _columns(bundle: Bundle) -> dict[str, str]:

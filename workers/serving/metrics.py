@@ -43,6 +43,7 @@ class Metrics:
         self._requests = Counter(
             "weir_serving_requests", "Requests answered", ["protocol", "status"], registry=self.registry
         )
+        self._answered: dict[tuple[str, str], Counter] = {}
         self._candidates = Counter("weir_serving_candidates", "Candidates scored", registry=self.registry)
         self._unknown = Counter("weir_serving_unknown_keys", "Keys without a row", registry=self.registry)
         seconds = Histogram(
@@ -56,7 +57,10 @@ class Metrics:
 
     def answered(self, protocol: str, status: str, num_candidates: int = 0, num_unknown_keys: int = 0) -> None:
         """Count an answer."""
-        self._requests.labels(protocol, status).inc()
+        counter = self._answered.get((protocol, status))
+        if counter is None:
+            counter = self._answered[protocol, status] = self._requests.labels(protocol, status)
+        counter.inc()
         self._candidates.inc(num_candidates)
         self._unknown.inc(num_unknown_keys)
 

@@ -14,8 +14,9 @@ from google.protobuf.message import DecodeError
 
 from ps.wire import serving_pb2 as pb
 from ps.wire.reading import has_fewer_fields
-from workers.serving.columns import Column, from_json, from_messages
+from workers.serving.columns import from_json
 from workers.serving.errors import MalformedError, TooLargeError
+from workers.serving.messages import AnyColumn, column_of
 
 MAX_COLUMNS = 4096  # as many as there are slots
 _OTHER_FIELDS = 16
@@ -31,8 +32,8 @@ class Request:
     request_id: str
     version: str
     num_candidates: int
-    shared: Mapping[str, Column]
-    candidates: Mapping[str, Column]
+    shared: Mapping[str, AnyColumn]
+    candidates: Mapping[str, AnyColumn]
 
 
 def read_message(data: bytes, max_candidates: int) -> Request:
@@ -46,14 +47,12 @@ def read_message(data: bytes, max_candidates: int) -> Request:
     except DecodeError:
         raise MalformedError("", f"{len(data)} bytes are no PredictRequest; field names must be UTF-8") from None
     _check_count(message.num_candidates, max_candidates)
-    shared = {f"shared.{name}": column for name, column in message.shared.items()}
-    columns = from_messages(shared | {f"candidates.{name}": column for name, column in message.candidates.items()})
     return Request(
         _request_id(message.request_id),
         message.version,
         message.num_candidates,
-        {name: columns[f"shared.{name}"] for name in message.shared},
-        {name: columns[f"candidates.{name}"] for name in message.candidates},
+        {name: column_of(f"shared.{name}", column) for name, column in message.shared.items()},
+        {name: column_of(f"candidates.{name}", column) for name, column in message.candidates.items()},
     )
 
 

@@ -103,7 +103,7 @@ def test_samples_score_as_from_the_trainer(trained, bundle):
     assert difference(served_logits(bundle, trained.config, 500), predictions.logits) <= TOLERANCE
     examples = bundle.examples()
     np.testing.assert_allclose(examples["logits"], predictions.logits[:16], rtol=0, atol=1e-6)
-    expected = scores_of(predictions.logits[:16], bundle.manifest.labels)["click"]
+    expected = scores_of(predictions.logits[:16], bundle.manifest.labels)[:, 0]
     np.testing.assert_allclose(examples["scores"]["click"], expected, rtol=0, atol=1e-6)
     assert {len(values) for values in examples["columns"].values()} == {16}
 

@@ -7,17 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ps.keys import hash_texts
+from ps.keys import hash_texts, pack
 from ps.wire import serving_pb2 as pb
 from workers.serving.client import _message_of
-from workers.serving.columns import MAX_TEXT_BYTES, decimal_texts, from_json, from_messages
+from workers.serving.columns import MAX_TEXT_BYTES, decimal_texts, from_json
 from workers.serving.errors import MalformedError
+from workers.serving.messages import PlainTexts, column_of, keys_of_texts
 
 TEXTS = st.lists(st.text(max_size=6), min_size=1, max_size=8)
 
 
 def read(place="candidates.a", **fields):
-    return from_messages({place: pb.Column(**fields)})[place]
+    return column_of(place, pb.Column(**fields)).checked()
 
 
 def texts(values):
@@ -27,13 +28,16 @@ def texts(values):
 
 @given(st.lists(TEXTS, min_size=1, max_size=4))
 def test_texts_hash_as_training_hashes_them(columns):
-    messages = {str(i): pb.Column(texts=texts(values)) for i, values in enumerate(columns)}
-    found = from_messages(messages)
-    for i, values in enumerate(columns):
-        assert found[str(i)].hashes().tolist() == hash_texts(values).tolist()
-        assert found[str(i)].to_list() == values
+    found = [column_of("a", pb.Column(texts=texts(values))) for values in columns]
+    slot_bits = np.arange(len(columns), dtype=np.uint64) << np.uint64(52)
+    together = [pack(slot, hash_texts(values)) for slot, values in enumerate(columns)]
+    assert keys_of_texts(found, slot_bits).tolist() == np.concatenate(together).tolist()
+    for column, values in zip(found, columns, strict=True):
+        assert isinstance(column, PlainTexts)
+        assert column.checked().hashes().tolist() == hash_texts(values).tolist()
+        assert column.to_list() == values
         assert from_json("a", values).hashes().tolist() == hash_texts(values).tolist()
-        again = from_messages({"b": _message_of(found[str(i)])})["b"]
+        again = column_of("b", _message_of(column.checked()))
         assert again.to_list() == values
 
 
@@ -84,6 +88,7 @@ def test_texts_are_split_as_training_splits_them():
     assert from_json("a", ["a--b-c"]).split("--").to_list() == [["a", "b-c"]]
 
 
+TWO_SLOTS = np.array([1 << 52, 2 << 52], np.uint64)
 MALFORMED = {
     "nothing": ({}, "has no values"),
     "bad UTF-8": ({"texts": texts([b"ok", b"a\xff"])}, "value 1 is not UTF-8"),
@@ -105,9 +110,9 @@ MALFORMED = {
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_columns_are_named(case):
     fields, text = MALFORMED[case]
-    good = {"shared.b": pb.Column(texts=texts(["fine"]))}
+    good = pb.Column(texts=texts(["fine"]))
     with pytest.raises(MalformedError, match=text) as caught:
-        from_messages({**good, "candidates.a": pb.Column(**fields)})
+        keys_of_texts([column_of("shared.b", good), column_of("candidates.a", pb.Column(**fields))], TWO_SLOTS)
     assert caught.value.field == "candidates.a"
 
 

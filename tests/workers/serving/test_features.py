@@ -77,7 +77,9 @@ def bags_of(sample):
         own = sample.tables[table]
         for f, name in enumerate(names):
             bags = []
-            for place in own.places[:, f].tolist():
+            first, count, _, step = next(run for run in own.runs.tolist() if run[2] == f)
+            assert count == (sample.num_candidates if step else 1)
+            for place in [first + step * candidate for candidate in range(sample.num_candidates)]:
                 if place < len(own.keys):
                     bags.append([int(own.keys[place])])
                 else:
@@ -136,6 +138,10 @@ class Random:
         lanes = [np.random.default_rng(int(key)).standard_normal(4) for key in keys]
         return np.array(lanes, np.float32).reshape(len(keys), 4), 0
 
+    def spread(self, table, keys, spread):
+        spread.put(self.pull(table, keys)[0])
+        return 0
+
 
 @given(ROWS)
 def test_rows_are_pooled_and_ordered_as_in_training(rows):
@@ -143,7 +149,7 @@ def test_rows_are_pooled_and_ordered_as_in_training(rows):
     spec = serving_spec(CONFIG.cluster_spec(), "fp32")
     order = tuple(CONFIG.slots())
     model = Model("m", "v", FEATURES, source, None, spec.tables, dict.fromkeys(SEGMENTS, order), {})
-    found, _ = model._spread(sample)
+    found, _ = model.feeds([sample])
     unique = {table: unique_by_bucket(bags.keys, 1)[:2] for table, bags in batch.bags.items()}
     pulled = {table: source.pull(table, keys)[0] for table, (keys, _) in unique.items()}
     inverse = {table: places for table, (_, places) in unique.items()}
