@@ -20,7 +20,7 @@ from ps.errors import CheckpointError
 
 _BUFFER_BYTES = 1 << 20  # of reads, which may be requests over a network
 _BEGIN_BYTES = 8 << 20  # written: the disk begins with them
-_AHEAD_BYTES = 8 << 20  # that the disk is asked for before they are read,
+_AHEAD_BYTES = 4 << 20  # that the disk is asked for before they are read,
 _BODY_BYTES = 64 << 10  # once so many are read at once: who reads headers only, passes over the rest
 _SUFFIX = ".tmp"
 

@@ -59,7 +59,7 @@ class Restoration:
     def records(self, owns: NDArray[np.bool_], *, first: int = 0, convert: bool = True) -> Iterator[Record]:
         """What belongs into the buckets that `owns` (bool [num_buckets of here]) names, record by record, each checked.
 
-        first: of which shard of the checkpoint the files come first: best each shard's own, which has most of it, while
+        first: of which shard of the checkpoint the files come first: best its own, which has most of it, while
         the others make theirs quick to pass over. convert: False only reads, which checks every byte of what would be
         loaded.
         """
