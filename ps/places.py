@@ -50,9 +50,7 @@ class Place(Protocol):
 
 
 class _Writing(io.BufferedWriter):
-    """A new file. The disk begins with what was written while more is made, so that fsync finds little left; what is
-    on the disk then makes way in the page cache.
-    """
+    """A new file. The disk begins with what was written while more is made, so that fsync finds little left."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path, "xb"))
@@ -62,6 +60,7 @@ class _Writing(io.BufferedWriter):
         count = super().write(data)
         self._written += count
         if self._written - self._begun >= _BEGIN_BYTES:
+            # Linux begins to write a range that is not needed, and keeps it until it is written.
             os.posix_fadvise(self.fileno(), self._begun, self._written - self._begun, os.POSIX_FADV_DONTNEED)
             self._begun = self._written
         return count
