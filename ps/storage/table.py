@@ -312,7 +312,7 @@ class Table:
 
     def load_images(self, bucket: int, keys: UniqueKeys, images: Images, *, expected: int = 0) -> None:
         """As `write_images`, for keys of one bucket that have no rows, which are not looked up first: others are right
-        too, only slower, and room is asked for all.
+        too, only slower.
 
         expected: how many rows the bucket is to have in the end, about, so that its index need not grow on the way.
         """

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ps.errors import RequestError
+from ps.errors import MemoryLimitError, RequestError
 from ps.storage.kernels import changes
 from ps.storage.kernels.images import write_images
 from ps.types import Images, Keys, UniqueKeys
@@ -37,7 +37,11 @@ def load(table: Table, bucket: int, keys: UniqueKeys, images: Images, expected: 
     """See Table.load_images."""
     keys, kind = np.ascontiguousarray(keys, np.uint64), _kind_of(table, keys, images)
     table.watchers.changing(keys)
-    table._buckets.reserve_in(bucket, kind, len(keys), expected)
+    try:
+        table._buckets.reserve_in(bucket, kind, len(keys), expected)
+    except MemoryLimitError:  # less may do: some may have rows, fewer may be to come
+        write(table, keys, images)
+        return
     words, rest = np.ascontiguousarray(images).view(np.uint32), (*table._place, kind, table._workspace[0])
     done = changes.load(table.arena.words, table._buckets.table, keys, words, bucket, *rest)
     if done < len(keys):

@@ -223,5 +223,13 @@ def test_rows_that_find_no_room_are_not_loaded_in_part():
     with pytest.raises(MemoryLimitError, match="table 'user'"):
         table.load_images(0, keys[100:], np.zeros((len(keys) - 100, table.image_bytes), np.uint8))
     assert table.num_rows == 100
+    with pytest.raises(MemoryLimitError):
+        for start in range(100, len(keys), 100):
+            table.load_images(0, keys[start : start + 100], np.ones((100, table.image_bytes), np.uint8), expected=10**6)
+    rows = table.num_rows
+    assert table.memory_bytes > 0.8 * (1 << 20)
+    table.load_images(0, keys[:rows], np.full((rows, table.image_bytes), 2, np.uint8))  # they need no room
+    assert table.num_rows == rows
+    assert set(images_of(table).values()) == {b"\2" * table.image_bytes}
     with pytest.raises(RequestError, match="images uint8"):
         table.load_images(0, keys[:1], np.zeros((1, 3), np.uint8))
