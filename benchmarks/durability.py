@@ -10,8 +10,8 @@ training    that of train_throughput.py (its batches, tower and Trainer, stalene
     ratio_cores_training_with_...   core-milliseconds a step of trainer and shards together, without over with: what
                                     remains of the speed on cores that are all busy, and little troubled by neighbours
 checkpoint  a cluster of two processes saves; another one, just started, restores, and restores once more over the rows
-            that it has then. The peer writes and reads as many bytes one after another, 4 MiB at a time. Both sides end
-            with fsync; before reads the page cache is told to drop the files.
+            that it has then. The peer, one process, writes and reads as many bytes one after another, 4 MiB at a time.
+            Both sides end with fsync; before reads the page cache is told to drop the files.
     ratio_checkpoint_vs_sequential_write, ratio_restore_vs_sequential_read, ratio_restore_over_vs_sequential_read
             the peer's seconds over ours
 recovery    SIGKILL of one of two processes; seconds until it has acknowledged a push. And a journal alone:

@@ -24,10 +24,10 @@ from ps.types import Floats, Keys
 
 
 def live_records(
-    manifest: Manifest, wanted: Wanted = lambda table, bucket: True, *, reads_all: bool = False
+    manifest: Manifest, wanted: Wanted = lambda table, bucket: True, *, reads_all: bool = False, first: int = 0
 ) -> Iterator[tuple[Record, int]]:
     """The rows that a checkpoint stands for, each once, with what was applied at its mark; and the shard that wrote
-    them. reads_all: read, and so check, what is settled too.
+    them. reads_all: read, and so check, what is settled too. first: the shard whose files come first.
     """
     spec = manifest.spec
     settled_keys: dict[tuple[str, int], Keys] = {}  # ascending
@@ -40,7 +40,8 @@ def live_records(
 
     for member in reversed(manifest.chain):
         changed, named = _increments(member), dict[tuple[str, int], list[Keys]]()
-        for part in member.parts:
+        turn = first % len(member.parts)
+        for part in member.parts[turn:] + member.parts[:turn]:
             with member.open(part, is_wanted) as opened:
                 for record in opened.records:
                     place = record.table, record.bucket

@@ -34,7 +34,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ps.errors import CheckpointError, RequestError
 from ps.places import Place, joined, open_place, reason, relative
-from ps.record import VERSION, FrameReader, Record, encode_frame
+from ps.record import VERSION, Buffer, FrameReader, Record, encode_frame
 from ps.spec import ClusterSpec
 
 MAGIC = b"WEIRROWS"
@@ -106,7 +106,7 @@ def end_frame(*, num_records: int, rows: Mapping[str, int]) -> bytes:
     return encode_frame({"version": VERSION, "kind": "end", "records": num_records, "rows": dict(rows)})
 
 
-def write_part(directory: str | Path, shard: int, num_shards: int, pieces: Iterable[bytes]) -> dict[str, Any]:
+def write_part(directory: str | Path, shard: int, num_shards: int, pieces: Iterable[Buffer]) -> dict[str, Any]:
     """Write one shard's file from its pieces, start to end; its name, bytes and crc32. Raises CheckpointError with
     the reason.
     """

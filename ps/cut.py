@@ -15,7 +15,7 @@ from ps import checkpoint
 from ps.chain import packed
 from ps.errors import CheckpointError
 from ps.holding import Holding
-from ps.record import Record, encode_record
+from ps.record import Buffer, Record, record_pieces
 from ps.schedule import Mode
 from ps.storage.changed import Changed
 from ps.storage.kept import Kept
@@ -47,7 +47,7 @@ ALL_ROWS = Mark()
 class Sink(Protocol):
     """Where the pieces of a file go."""
 
-    def __call__(self, piece: bytes) -> bool:
+    def __call__(self, piece: Buffer) -> bool:
         """Take a piece. False: that is enough for now."""
         ...
 
@@ -114,13 +114,16 @@ class Cut:
             for changed in self._changed.values():
                 changed.forget()
 
-    def _pieces(self) -> Generator[bytes, None, None]:
+    def _pieces(self) -> Generator[Buffer, None, None]:
         yield self._start
         num_records = 0
         for name in self._kept:
             for bucket in self._buckets:
                 for record in self._records(name, bucket):
-                    yield encode_record(record)
+                    for piece in record_pieces(record):
+                        yield piece
+                        if self._why:
+                            raise CheckpointError(self._why)
                     num_records += 1
                     if not record.is_gone:
                         self._rows[name] = self._rows.get(name, 0) + len(record.keys)
@@ -139,13 +142,9 @@ class Cut:
             some = gone[start : start + _GONE_KEYS]
             yield Record(name, bucket, layout, some, np.empty((len(some), 0), np.uint8), *once, is_gone=True)
             once = (b"", b"")
-            if self._why:
-                raise CheckpointError(self._why)
         for keys, images in kept.read_images(bucket, changed):
             yield Record(name, bucket, layout, keys, images, *once)
             once = (b"", b"")
-            if self._why:
-                raise CheckpointError(self._why)
         if any(once):
             yield Record(name, bucket, layout, np.empty(0, np.uint64), _NO_IMAGES, *once)
 

@@ -153,12 +153,12 @@ class Holding:
     def owns(self, bucket: int) -> bool:
         return bool(self._is_owned[bucket])
 
-    def load(self, record: Record, *, now: float) -> int:
-        """Add a record's rows. Returns how many."""
+    def load(self, record: Record, *, now: float, expected: int = 0) -> int:
+        """Add a record's rows. Returns how many. expected: how many its bucket is to have in the end, about."""
         if record.applied:
             self.applied[record.table].load(record.bucket, record.applied, now=now)
         if record.admission:
             self.tables[record.table].admission.load(record.bucket, record.admission)
         if len(record.keys):
-            self.tables[record.table].write_images(record.keys, record.images)
+            self.tables[record.table].load_images(record.bucket, record.keys, record.images, expected=expected)
         return len(record.keys)

@@ -34,9 +34,10 @@ def replace_rows(holding: Holding, incoming: Incoming, clock: Callable[[], float
         holding.clear()
         for table, count in incoming.num_rows.items():
             holding.tables[table].expect(count)
-        num_rows = 0
+        num_rows, num_buckets = 0, max(1, len(holding.held))
         for record in incoming.records:
-            num_rows += _load(holding, record, clock())
+            expected = incoming.num_rows.get(record.table, 0) // num_buckets
+            num_rows += _load(holding, record, clock(), expected)
             yield
         _refuse(holding, incoming.expired)
         return num_rows
@@ -49,8 +50,8 @@ def replace_rows(holding: Holding, incoming: Incoming, clock: Callable[[], float
         raise
 
 
-def _load(holding: Holding, record: Record, now: float) -> int:
-    num_rows = holding.load(record, now=now)
+def _load(holding: Holding, record: Record, now: float, expected: int = 0) -> int:
+    num_rows = holding.load(record, now=now, expected=expected)
     if holding.changes is not None:
         holding.changes.forget()  # a journal gets all rows at the end, or has what there was before
     return num_rows

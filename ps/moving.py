@@ -21,19 +21,10 @@ from numpy.typing import NDArray
 from ps.errors import JournalError, RequestError, WrongEpochError
 from ps.holding import Holding
 from ps.journal.changes import Changes
-from ps.journal.frames import (
-    NO_KEYS,
-    NO_ROWS,
-    NOTHING_GATHERED,
-    Buffer,
-    JournalReader,
-    RowsFrame,
-    encode_rows,
-    with_checksum,
-)
+from ps.journal.frames import NO_KEYS, NO_ROWS, NOTHING_GATHERED, JournalReader, RowsFrame, encode_rows, with_checksum
 from ps.keys import bucket_of
 from ps.psfunc import BucketNumbers
-from ps.record import layout_digest
+from ps.record import Buffer, layout_digest
 from ps.storage.table import Table
 
 Sink: TypeAlias = Callable[[bytes], bool]  # takes a frame; False: full, offer it again later

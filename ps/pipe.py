@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from ps.errors import CheckpointError
+from ps.record import Buffer
 
 
 class Pipe:
@@ -16,12 +17,12 @@ class Pipe:
 
     def __init__(self, capacity: int, post: Callable[[Callable[[], None]], None]) -> None:
         self._capacity, self._post = capacity, post
-        self._pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._pieces: queue.SimpleQueue[Buffer | None] = queue.SimpleQueue()
         self._waiting: Callable[[], None] | None = None
         self._is_stopped = False
         self._lock = threading.Lock()
 
-    def __call__(self, piece: bytes) -> bool:
+    def __call__(self, piece: Buffer) -> bool:
         """Take a piece. False: enough for now. Raises CheckpointError when nobody writes any more."""
         if self._is_stopped:
             raise CheckpointError("the file could not be written")
@@ -43,7 +44,7 @@ class Pipe:
         self._is_stopped = True
         self._wake()
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[Buffer]:
         """The pieces, for the thread that writes."""
         while (piece := self._pieces.get()) is not None:
             self._wake()

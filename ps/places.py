@@ -19,6 +19,9 @@ from urllib.parse import unquote, urlsplit
 from ps.errors import CheckpointError
 
 _BUFFER_BYTES = 1 << 20  # of reads, which may be requests over a network
+_BEGIN_BYTES = 8 << 20  # written: the disk begins with them
+_AHEAD_BYTES = 4 << 20  # that the disk is asked for before they are read,
+_BODY_BYTES = 64 << 10  # once so many are read at once: who reads headers only, passes over the rest
 _SUFFIX = ".tmp"
 
 
@@ -46,6 +49,39 @@ class Place(Protocol):
     def remove(self, name: str) -> None: ...
 
 
+class _Writing(io.BufferedWriter):
+    """A new file. The disk begins with what was written while more is made, so that fsync finds little left."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "xb"))
+        self._written = self._begun = 0
+
+    def write(self, data: Any) -> int:
+        count = super().write(data)
+        self._written += count
+        if self._written - self._begun >= _BEGIN_BYTES:
+            # Linux begins to write a range that is not needed, and keeps it until it is written.
+            os.posix_fadvise(self.fileno(), self._begun, self._written - self._begun, os.POSIX_FADV_DONTNEED)
+            self._begun = self._written
+        return count
+
+
+class _Reading(io.BufferedReader):
+    """A file. The disk reads ahead of whoever reads it at length."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "rb"))
+        self._asked = 0  # up to where
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size >= _BODY_BYTES:
+            end = self.tell() + size
+            if self._asked < end + _AHEAD_BYTES // 2:
+                start, self._asked = max(end, self._asked), end + _AHEAD_BYTES
+                os.posix_fadvise(self.fileno(), start, self._asked - start, os.POSIX_FADV_WILLNEED)
+        return super().read(size)
+
+
 class LocalPlace:
     """A folder of this machine."""
 
@@ -57,7 +93,7 @@ class LocalPlace:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / name
         try:
-            with path.open("xb") as file:
+            with _Writing(path) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -80,7 +116,7 @@ class LocalPlace:
         sync_folder(self._folder.parent)
 
     def open(self, name: str) -> BinaryIO:
-        return (self._folder / name).open("rb")
+        return _Reading(self._folder / name)
 
     def size(self, name: str) -> int | None:
         path = self._folder / name

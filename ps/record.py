@@ -28,7 +28,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import msgpack
 import numpy as np
@@ -36,6 +36,7 @@ import numpy as np
 from ps.errors import CheckpointError
 from ps.types import Images, Keys
 
+Buffer: TypeAlias = bytes | memoryview
 VERSION = 2  # 2: "gone", and checkpoints that name a base
 _FRAME = struct.Struct("<II")
 _CRC = struct.Struct("<I")
@@ -70,8 +71,8 @@ def encode_frame(header: dict[str, Any]) -> bytes:
     return _FRAME.pack(len(packed), zlib.crc32(packed)) + packed
 
 
-def encode_record(record: Record) -> bytes:
-    """A record whose `layout` is the text of Table.image_layout()."""
+def record_pieces(record: Record) -> tuple[Buffer, ...]:
+    """What `encode_record` gives, as pieces to be written one behind the other: images are not copied."""
     count = len(record.keys)
     head = encode_frame(
         {
@@ -86,8 +87,17 @@ def encode_record(record: Record) -> bytes:
             **({"admission": record.admission} if record.admission else {}),
         }
     )
-    body = record.keys.astype("<u8", copy=False).tobytes() + np.ascontiguousarray(record.images).tobytes()
-    return b"".join((head, body, _CRC.pack(zlib.crc32(body))))
+    arrays = (record.keys.astype("<u8", copy=False), record.images)
+    body = [np.ascontiguousarray(array).data.cast("B") for array in arrays if array.size]
+    crc = 0
+    for piece in body:
+        crc = zlib.crc32(piece, crc)
+    return (head, *body, _CRC.pack(crc))
+
+
+def encode_record(record: Record) -> bytes:
+    """A record whose `layout` is the text of Table.image_layout()."""
+    return b"".join(record_pieces(record))
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,12 @@ class Restoration:
         rows, share = self.manifest.rows, float(owns.mean())
         return {plan.new: int(share * rows[name]) for name, plan in self.plan.tables.items()}
 
-    def records(self, owns: NDArray[np.bool_], *, convert: bool = True) -> Iterator[Record]:
+    def records(self, owns: NDArray[np.bool_], *, first: int = 0, convert: bool = True) -> Iterator[Record]:
         """What belongs into the buckets that `owns` (bool [num_buckets of here]) names, record by record, each checked.
 
-        convert: False only reads, which checks every byte of what would be loaded.
+        first: of which shard of the checkpoint the files come first: best its own, which has most of it, while
+        the others make theirs quick to pass over. convert: False only reads, which checks every byte of what would be
+        loaded.
         """
         old, new = self.manifest.spec.num_buckets, self.spec.num_buckets
         wider = max(old, new)
@@ -69,7 +71,7 @@ class Restoration:
         def wanted(table: str, bucket: int) -> bool:
             return table in self.plan.tables and bucket in owned
 
-        for record, _ in live_records(self.manifest, wanted):
+        for record, _ in live_records(self.manifest, wanted, first=first):
             if convert:
                 yield from self._converted(record, self.plan.tables[record.table], owns)
 

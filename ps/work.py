@@ -38,6 +38,7 @@ from ps.moving import take
 from ps.pipe import Pipe
 from ps.places import is_uri
 from ps.psfunc import BucketNumbers
+from ps.record import Buffer
 from ps.request import check_request
 from ps.restoring import Restoration
 from ps.routing import Routing
@@ -49,7 +50,7 @@ from ps.spec import ClusterSpec
 from ps.wire import weir_pb2 as pb
 
 DEFAULT_CAPACITY = 256
-_MAX_BUFFERED_PIECES = 16  # of a file being saved; each is at most 4096 rows
+_MAX_BUFFERED_PIECES = 64  # of a file being saved; four are a record of at most 4096 rows
 T = TypeVar("T")
 SendPart: TypeAlias = Callable[[str, pb.TakeRequest], Future[Any]]
 _log = logging.getLogger("weir.work")
@@ -174,7 +175,7 @@ class WorkThread:
             holding = self._placed()
             pipe = Pipe(_MAX_BUFFERED_PIECES, self._inbox.put)
 
-            def arriving() -> Iterator[bytes]:
+            def arriving() -> Iterator[Buffer]:
                 yield from pipe
                 done.result()
 
@@ -194,13 +195,13 @@ class WorkThread:
         holding = self._placed()
         manifest = checkpoint.read_manifest(_rooted(directory))
         found = Restoration(manifest, holding.spec, decode_mapping(mapping), event_time=event_time)
-        owns = np.isin(np.arange(holding.spec.num_buckets), holding.owned)
+        owns, first = np.isin(np.arange(holding.spec.num_buckets), holding.owned), holding.shard
 
         def load(*, is_checked: bool) -> int | None:
             if is_checked:
-                for _ in found.records(owns, convert=False):
+                for _ in found.records(owns, first=first, convert=False):
                     pass  # reading checks every byte of what will be loaded
-            incoming = Incoming(found.records(owns), found.expired, found.num_rows(owns), is_checked)
+            incoming = Incoming(found.records(owns, first=first), found.expired, found.num_rows(owns), is_checked)
             loaded: Future[int | None] = self._submit(lambda answer: self.shard.restore(incoming, answer))
             return loaded.result()
 

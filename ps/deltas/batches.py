@@ -29,8 +29,8 @@ from typing import Any, BinaryIO, NamedTuple
 import msgpack
 
 from ps.errors import DeltaError, RequestError
-from ps.journal.frames import Buffer, JournalReader, RowsFrame, encode_commit
-from ps.record import VERSION, encode_frame
+from ps.journal.frames import JournalReader, RowsFrame, encode_commit
+from ps.record import VERSION, Buffer, encode_frame
 
 MAGIC = b"WEIRDLTA"
 _MAX_VERSION = 200

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from ps.delta_options import DeltaOptions
 from ps.deltas.batches import Marker, encode_end
-from ps.journal.frames import NO_KEYS, NO_ROWS, NOTHING_GATHERED, Buffer, RowsFrame, encode_rows, with_checksum
-from ps.record import layout_digest
+from ps.journal.frames import NO_KEYS, NO_ROWS, NOTHING_GATHERED, RowsFrame, encode_rows, with_checksum
+from ps.record import Buffer, layout_digest
 from ps.serving_rows import RowEncoder, serving_spec
 from ps.spec import ClusterSpec
 from ps.storage.reading import blocks_of

@@ -20,9 +20,9 @@ from ps.deltas.batches import encode_start, has_end, open_segment
 from ps.deltas.reading import find_segments, segment_path
 from ps.deltas.retention import kept_from
 from ps.errors import DeltaError, JournalError
-from ps.journal.frames import Buffer
 from ps.journal.lock import Lock
 from ps.places import sync_folder
+from ps.record import Buffer
 
 _MAX_PIECES = 512  # of one writev; the system allows 1024
 _TEMPORARY = "segment.tmp"  # one name: what a crash leaves is overwritten

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ps.delta_options import DeltaOptions
 from ps.deltas.partition import Partition
 from ps.errors import WeirError
-from ps.journal.frames import Buffer
+from ps.record import Buffer
 
 _RETRY_SECONDS = 0.25
 _log = logging.getLogger("weir.deltas")

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ps.journal.frames import NO_KEYS, NO_ROWS, NOTHING_GATHERED, Buffer, RowsFrame, encode_commit, encode_rows
+from ps.journal.frames import NO_KEYS, NO_ROWS, NOTHING_GATHERED, RowsFrame, encode_commit, encode_rows
 from ps.keys import bucket_of
-from ps.record import layout_digest
+from ps.record import Buffer, layout_digest
 from ps.storage.reading import images_of
 from ps.storage.table import Table
 from ps.types import Floats, Keys

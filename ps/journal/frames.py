@@ -26,18 +26,17 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ps.errors import JournalError
-from ps.record import VERSION, Frame, FrameReader, encode_frame
+from ps.record import VERSION, Buffer, Frame, FrameReader, encode_frame
 from ps.types import Floats, Images, Keys
 
 MAGIC = b"WEIRJRNL"
 _CRC_BYTES = 4
-Buffer: TypeAlias = bytes | memoryview
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,12 +15,13 @@ from ps.errors import WrongEpochError
 from ps.holding import Holding
 from ps.journal.changes import Changes
 from ps.journal.filling import Filling
-from ps.journal.frames import Buffer, encode_start
+from ps.journal.frames import encode_start
 from ps.journal.lock import Lock
 from ps.journal.segments import Acknowledged, Segment, SegmentName
 from ps.journal.snapshot import SnapshotWriter
 from ps.journal.stream import Stream
 from ps.journal.writer import Writer
+from ps.record import Buffer
 from ps.spec import ClusterSpec
 
 _GROUP_STEPS = 64  # that are remembered

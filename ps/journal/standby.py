@@ -20,14 +20,14 @@ from pydantic import ValidationError
 
 from ps.errors import JournalError, UnavailableError, WeirError
 from ps.holding import Holding
-from ps.journal.frames import Buffer, JournalReader, RowsFrame
+from ps.journal.frames import JournalReader, RowsFrame
 from ps.journal.journal import Journal
 from ps.journal.lock import Lock
 from ps.journal.recovery import Recovered, remove_journal
 from ps.journal.replay import Replay
 from ps.journal.role import Kept, write_role
 from ps.journal.snapshot import SnapshotWriter
-from ps.record import Frame
+from ps.record import Buffer, Frame
 from ps.spec import ClusterSpec
 
 _PLACE = "what the primary sent"

@@ -28,8 +28,7 @@ from concurrent.futures import Future
 from typing import Any, TypeAlias
 
 from ps.errors import WeirError, WrongEpochError
-from ps.journal.frames import Buffer
-from ps.record import VERSION, encode_frame
+from ps.record import VERSION, Buffer, encode_frame
 
 _RETRY_SECONDS = 0.1
 _BEATS = 5  # messages in `seconds` at least

@@ -23,10 +23,11 @@ from typing import Any
 
 from ps.durability import Durability
 from ps.errors import JournalError, WrongEpochError
-from ps.journal.frames import Buffer, encode_start, with_checksum
+from ps.journal.frames import encode_start, with_checksum
 from ps.journal.segments import Acknowledged, SegmentName
 from ps.journal.stream import Stream
 from ps.places import sync_folder
+from ps.record import Buffer
 
 _RETRY_SECONDS = 0.25
 _MAX_PIECES = 512  # of one writev; the system allows 1024

@@ -98,12 +98,31 @@ class Buckets:
         short[: self.num_buckets] |= full_index & (self._by_bucket(new_rows) > 0)
         lines = np.flatnonzero(short).tolist()
         growths = [self._plan(line, int(rows[line]), int(both[line % self.num_buckets])) for line in lines]
+        self._make_room(growths, int(new_rows[new_rows > 0].sum()))
+
+    def reserve_in(self, bucket: int, kind: int, new_rows: int, expected: int = 0) -> None:
+        """As `reserve`, for rows of one kind in one bucket. expected: how many it is to have in the end, about: an
+        index that has to grow is made for them, or for four times what there is then if that is less.
+        """
+        line, rows = bucket + kind * self.num_buckets, self.table[bucket :: self.num_buckets, index.ROWS]
+        wanted, both = int(rows[kind]) + new_rows, int(rows.sum()) + new_rows
+        lines = [line] if wanted > self.table[line, index.ROOM] else []
+        if both > self.table[bucket, index.CAPACITY] * _FULL:
+            lines += [bucket] if bucket not in lines else []
+            both = max(both, min(expected, 4 * both, self.max_rows))
+        growths = [self._plan(each, wanted if each == line else int(rows[0]), both) for each in lines]
+        self._make_room(growths, new_rows)
+
+    def _make_room(self, growths: list[_Growth], new_rows: int) -> None:
+        """Raises MemoryLimitError, and changes nothing, if there is none."""
+        if not growths:
+            return
         units = sum(growth.units() for growth in growths)
         after = self.memory_bytes + units * UNIT_BYTES
         if (self.limit_bytes is not None and after > self.limit_bytes) or not self.arena.room_for(units):
             limit = self.limit_bytes or self.arena.num_units * UNIT_BYTES
             raise MemoryLimitError(
-                f"table {self.name!r}: {int(new_rows[new_rows > 0].sum())} new rows need {after >> 20} MiB, "
+                f"table {self.name!r}: {new_rows} new rows need {after >> 20} MiB, "
                 f"the limit is {limit >> 20} MiB; "
                 "raise memory_limit_bytes, add shards, or admit fewer keys. Nothing was written"
             )

@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 
 from ps.errors import MemoryLimitError
 from ps.keys import bucket_of
+from ps.storage.buckets import MAX_ROWS
 from ps.storage.kernels import index
 from ps.storage.kernels.images import read_images
-from ps.storage.reading import BLOCK_ROWS, blocks_of, images_of
+from ps.storage.reading import BLOCK_ROWS, blocks_of, images_at, images_of, rows_of_kind
 from ps.storage.remembered import Remembered, most_of, reserved
 from ps.storage.table import Table
 from ps.types import Floats, Images, Keys
 
 _ABSENT, _NOT_KEPT = -1, -2
 _EARLY = 1 << 40  # added to places of early rows
+_NOWHERE = np.empty(0, np.int64)
 
 
 class Kept:
@@ -66,9 +68,19 @@ class Kept:
         """As Table.read_images, of the mark: rows in their order at the first call, then those that went. The table may
         change between two pieces. only: unique keys of the bucket, whose rows alone are read.
         """
-        for keys in list(self._keys_of(bucket)) if only is None else [only[self.had_row(only)]]:
+        if only is not None:
+            listed = [(only[self.had_row(only)], _NOWHERE)]
+        elif self._remembered.has_any(bucket):
+            listed = [(keys, _NOWHERE) for keys in self._keys_of(bucket)]
+        else:
+            listed = [rows_of_kind(self._table, bucket, kind, 0, MAX_ROWS) for kind in range(len(self._sizes))]
+        for keys, addresses in listed:
             for start in range(0, len(keys), BLOCK_ROWS):
-                yield from self._pieces(keys[start : start + BLOCK_ROWS])
+                piece = slice(start, start + BLOCK_ROWS)
+                if len(addresses) and not self._remembered.has_any(bucket):  # all is where it was
+                    yield keys[piece], images_at(self._table, addresses[piece])
+                else:
+                    yield from self._pieces(keys[piece])
         self._remembered.ignore(bucket)
         self._gathered.pop(bucket, None)
 
@@ -144,5 +156,7 @@ class Kept:
             chosen = is_old & (places // _EARLY == kind)
             old = self._images[kind][places[chosen] % _EARLY].view(np.uint8).reshape(-1, 4 * size)
             parts = [pair for pair in (present[kind], (keys[chosen], old)) if len(pair[0])]
-            if parts:
+            if len(parts) == 1:
+                yield parts[0]
+            elif parts:
                 yield np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])

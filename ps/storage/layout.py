@@ -13,6 +13,7 @@ image     = the row without its key
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +65,7 @@ class RowLayout:
     names: tuple[str, ...]
     width: int
 
-    @property
+    @cached_property
     def kinds(self) -> tuple[RowKind, ...]:
         """Full rows and, where there are late segments, early ones. New rows are of the last kind."""
         shape = self.kernels.shape

@@ -57,8 +57,8 @@ class Block:
 def rows_of(table: Table, bucket: int, first: int, count: int) -> tuple[Keys, NDArray[np.int64]]:
     """Keys and addresses of so many rows of a bucket, or as many as there are, in row order: full ones, then early."""
     num_full = table._buckets.num_rows_of(bucket, FULL)
-    full = _rows_of_kind(table, bucket, FULL, first, count)
-    early = _rows_of_kind(table, bucket, EARLY, max(0, first - num_full), count - len(full[0]))
+    full = rows_of_kind(table, bucket, FULL, first, count)
+    early = rows_of_kind(table, bucket, EARLY, max(0, first - num_full), count - len(full[0]))
     return np.concatenate([full[0], early[0]]), np.concatenate([full[1], early[1]])
 
 
@@ -67,12 +67,13 @@ def blocks_of(table: Table, bucket: int, segment: str | None = None) -> Iterator
     is_late = segment is not None and table._layout.segment(segment)[1].late
     for kind in (FULL,) if is_late else (FULL, EARLY):
         first = 0
-        while len((block := _rows_of_kind(table, bucket, kind, first, BLOCK_ROWS))[0]):
+        while len((block := rows_of_kind(table, bucket, kind, first, BLOCK_ROWS))[0]):
             yield block
             first += BLOCK_ROWS
 
 
-def _rows_of_kind(table: Table, bucket: int, kind: int, first: int, count: int) -> tuple[Keys, NDArray[np.int64]]:
+def rows_of_kind(table: Table, bucket: int, kind: int, first: int, count: int) -> tuple[Keys, NDArray[np.int64]]:
+    """As `rows_of`, of one kind."""
     count = max(
         0, min(count, table._buckets.num_rows_of(bucket, kind) - first)
     )  # rows may have gone since the last block
@@ -101,18 +102,24 @@ def images_of(table: Table, keys: Keys) -> tuple[tuple[Keys, Images], tuple[Keys
     """(keys, images) of the full rows among those of `keys`, and of the early ones, each in the order of keys."""
     addresses = table._locate(keys)[0]
     return (
-        _images_at(table, keys, addresses, (addresses >= 0) & (addresses < index.EARLY), FULL),
-        _images_at(table, keys, addresses, addresses >= index.EARLY, EARLY),
+        _images_of_kind(table, keys, addresses, (addresses >= 0) & (addresses < index.EARLY)),
+        _images_of_kind(table, keys, addresses, addresses >= index.EARLY),
     )
 
 
-def _images_at(
-    table: Table, keys: Keys, addresses: NDArray[np.int64], chosen: NDArray[np.bool_], kind: int
+def _images_of_kind(
+    table: Table, keys: Keys, addresses: NDArray[np.int64], chosen: NDArray[np.bool_]
 ) -> tuple[Keys, Images]:
     if not chosen.any():
         return np.empty(0, np.uint64), np.empty((0, 0), np.uint8)
     if not chosen.all():
         keys, addresses = keys[chosen], addresses[chosen]
-    images = np.empty((len(keys), table._layout.kinds[kind].image_words), np.uint32)
+    return keys, images_at(table, addresses)
+
+
+def images_at(table: Table, addresses: NDArray[np.int64]) -> Images:
+    """The images of rows (at least one) of one kind."""
+    kind = table._layout.kinds[EARLY if addresses[0] >= index.EARLY else FULL]
+    images = np.empty((len(addresses), kind.image_words), np.uint32)
     read_images(table.arena.words, addresses, images, table._layout.early_words)
-    return keys, images.view(np.uint8)
+    return images.view(np.uint8)

@@ -60,6 +60,10 @@ class Remembered:
         kernels.chain(self._nexts, self._heads[bucket], numbers)
         return numbers
 
+    def has_any(self, bucket: int) -> bool:
+        """Whether any key of a bucket has a number."""
+        return bool(self._heads[bucket] >= 0)
+
     def watches(self, bucket: int) -> bool:
         return bool(self._heads[bucket] != kernels.UNWATCHED)
 

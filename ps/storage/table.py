@@ -18,18 +18,18 @@ from ps.errors import RequestError
 from ps.keys import bucket_of
 from ps.spec import TableSpec
 from ps.storage import layout as layouts
+from ps.storage import writing
 from ps.storage.admission import Admission
 from ps.storage.arena import Arena
 from ps.storage.before import Before, restored
 from ps.storage.blame import blame_optimizers
 from ps.storage.buckets import EARLY, FULL, MAX_ROWS, Buckets
 from ps.storage.kernels import changes, generate, index
-from ps.storage.kernels.images import read_images, write_images
 from ps.storage.late import LateSegments
 from ps.storage.new_rows import NewRows
 from ps.storage.passes import Passes
 from ps.storage.programs import Programs
-from ps.storage.reading import ALL, Block, blocks_of, decoded, rows_of
+from ps.storage.reading import ALL, Block, blocks_of, decoded, images_at, rows_of
 from ps.storage.watching import Watchers
 from ps.types import NOTHING_SEEN, Floats, Gradients, Images, Keys, PushCounts, Rows, Seen, UniqueKeys
 
@@ -300,10 +300,7 @@ class Table:
         shorter; all of one piece are of one size.
         """
         for keys, addresses in blocks_of(self, bucket):
-            kind = self._layout.kinds[EARLY if addresses[0] >= index.EARLY else FULL]
-            images = np.empty((len(keys), kind.image_words), np.uint32)
-            read_images(self.arena.words, addresses, images, self._layout.early_words)
-            yield keys, images.view(np.uint8)
+            yield keys, images_at(self, addresses)
 
     def write_images(self, keys: UniqueKeys, images: Images) -> None:
         """Set rows to images (uint8 [n, image_bytes]), creating rows in the order of `keys` where there are none.
@@ -311,26 +308,15 @@ class Table:
         Images of early rows make early rows, also where there was a full one, and the reverse. Raises RequestError for
         a wrong shape, MemoryLimitError when there is no room; both before anything is written.
         """
-        sizes = [4 * kind.image_words for kind in self._layout.kinds]
-        if images.dtype != np.uint8 or images.ndim != 2 or len(images) != len(keys) or images.shape[1] not in sizes:
-            raise RequestError(
-                f"table {self.name!r}: images {images.dtype} {images.shape} for {len(keys)} keys; "
-                f"this layout has uint8 [n, {' or '.join(map(str, sizes))}]"
-            )
-        keys, kind = np.ascontiguousarray(keys, np.uint64), sizes.index(images.shape[1])
-        self.watchers.changing(keys)
-        addresses = self._locate(keys)[0]
-        absent = np.flatnonzero(addresses < 0)
-        if self._layout.has_late:
-            self.late.make_room(keys, addresses, kind)
-            addresses = self._locate(keys)[0]
-        elif len(absent):
-            self.new_rows.reserve(keys[absent])
-            if len(absent) < len(keys):  # the first rows of a bucket move when it gets more room
-                addresses = self._locate(keys)[0]
-        addresses[absent] = self.new_rows.append(keys[absent], kind)
-        words = np.ascontiguousarray(images).view(np.uint32)
-        write_images(self.arena.words, addresses, words, self._layout.early_words)
+        writing.write(self, keys, images)
+
+    def load_images(self, bucket: int, keys: UniqueKeys, images: Images, *, expected: int = 0) -> None:
+        """As `write_images`, for keys of one bucket that have no rows, which are not looked up first: others are right
+        too, only slower.
+
+        expected: how many rows the bucket is to have in the end, about, so that its index need not grow on the way.
+        """
+        writing.load(self, bucket, keys, images, expected)
 
     def drop_bucket(self, bucket: int) -> None:
         """Delete all rows of a bucket and give their memory back."""

@@ -281,3 +281,20 @@ def test_ways_between_folders(directory, start, way):
 def test_folders_of_two_filesystems_have_no_way():
     with pytest.raises(CheckpointError, match="different filesystems"):
         relative("s3://bucket/a", "/a")
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+def test_the_files_of_any_shard_may_come_first(tmp_path, first):
+    with filled(shards=3) as client:
+        client.save(str(tmp_path / "full"), tracks=True)
+        pushed(client, "user", KEYS[:100], 2)
+        client.save(str(tmp_path / "next"), since=str(tmp_path / "full"))
+        for name in ("full", "next"):
+            manifest = read_manifest(tmp_path / name)
+            found = [
+                (r.table, r.bucket, r.keys.tolist(), shard) for r, shard in chain.live_records(manifest, first=first)
+            ]
+            assert found[0][3] == first % 3
+            assert sorted(found) == sorted(
+                (r.table, r.bucket, r.keys.tolist(), shard) for r, shard in chain.live_records(manifest)
+            )

@@ -48,6 +48,23 @@ def test_files_come_whole_or_not_at_all(place):
     place.remove("one")
     place.remove("one")
     assert place.names() == ["three"]
+
+
+def test_large_files_are_what_was_written(place):
+    """More than the disk is given at once, in pieces of all sizes; read at length and in parts."""
+    pieces = [np.random.default_rng(size).bytes(size) for size in (10, 300_000, 9 << 20, 1, 12 << 20)]
+    with place.create("large") as file:
+        for piece in pieces:
+            file.write(memoryview(piece))
+    data = b"".join(pieces)
+    with place.open("large") as file:
+        assert file.read(1 << 20) == data[: 1 << 20]
+        file.seek(5 << 20, 1)
+        assert file.read(100_000) == data[6 << 20 :][:100_000]
+        assert file.read(1 << 30) == data[(6 << 20) + 100_000 :]
+        assert file.read(1 << 20) == b""
+        file.seek(0)
+        assert file.read() == data
     with pytest.raises(FileNotFoundError):
         place.open("one")
 

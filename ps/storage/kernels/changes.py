@@ -5,7 +5,7 @@ Structures and names are those of index.py. Room has been reserved before.
 
 import numpy as np
 
-from ps.storage.kernels.build import array, inlined, typed_kernel
+from ps.storage.kernels.build import array, inlined, readonly_array, typed_kernel
 from ps.storage.kernels.hashing import mix64
 from ps.storage.kernels.index import (
     ADDRESSES,
@@ -14,12 +14,14 @@ from ps.storage.kernels.index import (
     CHUNK,
     GROUP,
     HASH_RING,
+    HITS,
     INDEX,
     KEYS,
     ROW_BITS,
     ROWS,
     SHAPE,
     U32,
+    U64,
     WORDS,
     address_of,
     bucket_of_hash,
@@ -80,6 +82,57 @@ def append(words, buckets, keys, bucket_bits, shape, early, addresses, hashes):
             for word in range(2, stride):
                 words[place + word] = U32(0)
             addresses[start + i] = address
+
+
+@inlined
+def _free_entry(words, buckets, b, key, h, bucket_bits, shape):
+    """The word where an index entry for the key goes, or -1 if it has one."""
+    index, capacity, row_bits = buckets[b, INDEX], buckets[b, CAPACITY], buckets[b, ROW_BITS]
+    group, tag = home(h, bucket_bits, capacity), tag_of(h, row_bits)
+    while True:
+        compared = compare_group(words, index + group, row_bits, tag)
+        hits = compared & HITS
+        while hits != 0:
+            number = number_at(words, index + group + lowest_bit(U32(hits)), row_bits)
+            if key_of(words, buckets, b, number, bucket_bits, shape) == key:
+                return np.int64(-1)
+            hits &= U32(hits - U32(1))
+        if compared > HITS:
+            return np.int64(index + group + lowest_bit(U32(compared >> U32(16))))
+        group += GROUP
+        if group >= capacity:
+            group = 0
+
+
+@typed_kernel("int64", WORDS, BUCKETS, KEYS, readonly_array("uint32", 2), "int64", "int64", SHAPE, "int64", HASH_RING)
+def load(words, buckets, keys, images, b, bucket_bits, shape, early, hashes):
+    """Rows of bucket b with these images (all words behind the key), room reserved; up to the first key that has a row
+    or belongs to another bucket. Returns how many keys came before it.
+
+    early: 1 for early rows, else 0.
+    """
+    words, buckets, keys, hashes = borrow(words), borrow(buckets), borrow(keys), borrow(hashes)
+    line, row_bits = line_of(b, early, bucket_bits), buckets[b, ROW_BITS]
+    for start in range(0, keys.shape[0], CHUNK):
+        length = min(CHUNK, keys.shape[0] - start)
+        for i in range(length):
+            hashes[i] = mix64(keys[start + i])
+            prefetch_read(words, buckets[b, INDEX] + home(hashes[i], bucket_bits, buckets[b, CAPACITY]))
+        for i in range(length):
+            key, h = keys[start + i], hashes[i]
+            if bucket_of_hash(h, bucket_bits) != U64(b):
+                return start + i
+            entry = _free_entry(words, buckets, b, key, h, bucket_bits, shape)
+            if entry < 0:
+                return start + i
+            number = number_of(buckets[line, ROWS], early, shape)
+            buckets[line, ROWS] += 1
+            set_entry(words, entry, tag_of(h, row_bits), number, row_bits)
+            place = place_of(address_of(words, buckets, b, number, bucket_bits, shape), shape)
+            set_key(words, place, key)
+            for word in range(images.shape[1]):
+                words[place + 2 + word] = images[start + i, word]
+    return keys.shape[0]
 
 
 @typed_kernel("void", WORDS, BUCKETS, "int64", "int64", SHAPE)

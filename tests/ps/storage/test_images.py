@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 
-from ps.errors import RequestError
+from ps.errors import MemoryLimitError, RequestError
+from ps.keys import bucket_of
+from ps.storage.kernels import index
 from ps.storage.table import Table
+from tests.ps.storage import late_oracle
 from tests.ps.storage.test_table import RATES, SPECS, gradients, pair, same
 
 
@@ -150,3 +153,83 @@ def test_scan_in_several_blocks():
     blocks = list(table.scan(0, "adam"))
     assert [len(block.keys) for block in blocks] == [4096, 4096, 808]
     assert np.array_equal(np.concatenate([block.keys for block in blocks]), keys)
+
+
+def pieces_of(table):
+    return [(b, keys, images) for b in range(table.num_buckets) for keys, images in table.read_images(b)]
+
+
+def rows_in_order(table):
+    return [(b, keys.tolist(), images.tobytes()) for b, keys, images in pieces_of(table)]
+
+
+@pytest.mark.parametrize("spec", [*SPECS.values(), late_oracle.SPEC], ids=[*SPECS, "late"])
+@pytest.mark.parametrize("expected", [0, 40, 1 << 60])
+def test_loaded_rows_are_those_that_were_written(spec, expected):
+    """In their order, found by their keys, early rows and full ones; in pieces as small as seven rows."""
+    table, loaded, written = (Table("user", spec, seed=3, num_buckets=8) for _ in range(3))
+    rng, rates = np.random.default_rng(0), np.full(len(spec.segments), 0.1, np.float32)
+    for step in range(1, 4):
+        keys = rng.choice(300, 150, replace=False).astype(np.uint64)
+        table.push(keys, gradients(rng, keys, spec), step=step, learning_rates=rates)
+    for bucket, keys, images in pieces_of(table):
+        for start in range(0, len(keys), 7):
+            some = slice(start, start + 7)
+            loaded.load_images(bucket, keys[some], images[some], expected=expected)
+            written.write_images(keys[some], images[some])
+    assert rows_in_order(loaded) == rows_in_order(written) == rows_in_order(table)
+    keys = np.arange(400, dtype=np.uint64)
+    np.testing.assert_array_equal(loaded.contains(keys), table.contains(keys))
+    np.testing.assert_array_equal(loaded.pull(keys), table.pull(keys))
+    for one in (table, loaded):
+        one.delete(keys[::3])
+        one.push(keys, gradients(np.random.default_rng(1), keys, spec), step=9, learning_rates=rates)
+    assert images_of(loaded) == images_of(table)
+
+
+def test_loaded_keys_that_have_rows_or_are_of_other_buckets_are_right_too():
+    spec = SPECS["narrow"]
+    table = trained(spec, num_keys=2000)
+    other = Table("user", spec, seed=3, num_buckets=8)
+    rows = images_of(table)
+    keys = np.array(list(rows), np.uint64)  # all buckets, one after another
+    images = np.array([list(image) for image in rows.values()], np.uint8)
+    other.load_images(int(bucket_of(keys[:1], 8)[0]), keys, images)
+    assert images_of(other) == rows
+    other.load_images(int(bucket_of(keys[:1], 8)[0]), keys, images[::-1])
+    assert images_of(other) == dict(zip(keys.tolist(), (image.tobytes() for image in images[::-1])))
+
+
+def test_an_index_is_made_once_for_the_rows_that_are_expected_and_never_for_far_more():
+    spec, capacities = SPECS["narrow"], []
+    for expected in (0, 4000, 1 << 60):
+        table = Table("user", spec, seed=3, num_buckets=1)
+        keys = np.arange(4000, dtype=np.uint64)
+        images = np.zeros((1000, table.image_bytes), np.uint8)
+        for start in range(0, 4000, 1000):
+            table.load_images(0, keys[start : start + 1000], images, expected=expected)
+            capacities.append(int(table._buckets.table[0, index.CAPACITY]))
+        assert table.contains(keys).all()
+    grown, once, bounded = capacities[:4], capacities[4:8], capacities[8:]
+    assert len(set(grown)) == 4
+    assert set(once) == set(bounded) == {grown[-1]}
+
+
+def test_rows_that_find_no_room_are_not_loaded_in_part():
+    spec = SPECS["narrow"].model_copy(update={"memory_limit_bytes": 1 << 20})
+    table = Table("user", spec, seed=3, num_buckets=1)
+    keys = np.arange(1 << 17, dtype=np.uint64)
+    table.load_images(0, keys[:100], np.ones((100, table.image_bytes), np.uint8))
+    with pytest.raises(MemoryLimitError, match="table 'user'"):
+        table.load_images(0, keys[100:], np.zeros((len(keys) - 100, table.image_bytes), np.uint8))
+    assert table.num_rows == 100
+    with pytest.raises(MemoryLimitError):
+        for start in range(100, len(keys), 100):
+            table.load_images(0, keys[start : start + 100], np.ones((100, table.image_bytes), np.uint8), expected=10**6)
+    rows = table.num_rows
+    assert table.memory_bytes > 0.8 * (1 << 20)
+    table.load_images(0, keys[:rows], np.full((rows, table.image_bytes), 2, np.uint8))  # they need no room
+    assert table.num_rows == rows
+    assert set(images_of(table).values()) == {b"\2" * table.image_bytes}
+    with pytest.raises(RequestError, match="images uint8"):
+        table.load_images(0, keys[:1], np.zeros((1, 3), np.uint8))

@@ -113,6 +113,22 @@ def test_what_is_read_is_the_table_at_the_mark(seed, steps, order):
     assert kept.memory_bytes == 0
 
 
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("num_read", [0, 1, 2])
+def test_a_bucket_that_changes_between_its_pieces_is_read_as_it_was(how, num_read):
+    table = Table("user", SPEC, seed=3, num_buckets=1)
+    push(table, np.arange(9000, dtype=np.uint64), 1)
+    push(table, np.arange(3000, 6000, dtype=np.uint64), 2)
+    expected, found = images_of(table), {}
+    kept = Kept(table, np.arange(1))
+    reading = kept.read_images(0)
+    for number, (keys, images) in enumerate(reading):
+        found |= {key: image.tobytes() for key, image in zip(keys.tolist(), images)}
+        if number == num_read:
+            change(table, how, np.array([2, 3500, 5999, 8999, 20_000], np.uint64), 0, 10)
+    assert found == expected
+
+
 def test_a_table_that_nobody_changes_is_read_as_it_stands():
     """The same pieces as Table.read_images, in the same order: files of equal tables are equal."""
     table = table_with_rows(0)
