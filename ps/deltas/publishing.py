@@ -67,6 +67,7 @@ class Publisher:
         self._marks: deque[tuple[Marker, Future[int]]] = deque()  # of the present epoch
         self._is_marking = False  # all that precedes the first mark has been taken
         self._is_running, self._epoch = False, -1
+        self._begins = True  # nothing has gone to the writer yet
 
     @property
     def collected(self) -> int:
@@ -227,8 +228,9 @@ class Publisher:
         encoder = self._encoder
         if encoder.num_bytes or marker is not None:
             end = {"epoch": self._epoch, "total": self.writer.total}
-            pieces = encoder.end(at=self._now(), since=since, marker=marker, **end)
+            pieces = encoder.end(at=self._now(), since=since, marker=marker, begins=self._begins, **end)
             self.writer.put(pieces, records=encoder.records, since=since, told=told)
+            self._begins = False
 
     def _fail_marks(self, error: WeirError) -> None:
         self._is_marking = False
