@@ -117,7 +117,8 @@ class Follower:
         while not self._closed.is_set():
             try:
                 found = set(self._source.partitions())
-                self._tell(-1, "")
+                missing = sorted((self._stop_at or {}).keys() - found)
+                self._tell(-1, f"nobody has partitions {missing} any more: take a newer version" if missing else "")
             except WeirError as error:
                 self._tell(-1, str(error))
             else:
@@ -177,7 +178,13 @@ class Follower:
         last = None if self._stop_at is None else self._stop_at[number]
         for batch in delivery.batches:
             if last is not None and batch.offset > last:
-                return True
+                if self._replica.positions.get(number, 0) > last:
+                    return True
+                raise TrimmedError(
+                    f"the batch of offset {last} is not there any more, {batch.offset} follows: the shard was started "
+                    "anew with another deltas.directory, as where each process of a pair has its own; take a newer "
+                    "version, or one that is whole"
+                )
             self._replica.apply(batch, number)
         self._replica.heard(number, at=delivery.at, is_end=delivery.is_end, total=delivery.total)
         return last is not None and self._replica.positions.get(number, 0) > last

@@ -223,11 +223,11 @@ class Replica:
                 return False
             place = f"the batch of offset {batch.offset} of partition {partition}"
             # Offsets leave gaps of their own, records do not. Fewer than known: the shard's machine lost what it had
-            # written, and the shard publishes all of its rows again.
-            if known is not None and known.total is not None and batch.total > known.total:
+            # written, and the shard publishes all of its rows again. So it does behind a batch that begins.
+            if known is not None and known.total is not None and batch.total > known.total and not batch.begins:
                 raise DeltaError(
                     f"{place} has {batch.total} records before it, {known.total} are here: read the partition from "
-                    f"offset {known.position} on"
+                    f"offset {known.position} on; where it has no longer what is missing, start from a newer bundle"
                 )
             self._check(batch, place)
             chosen = self._chosen(batch)

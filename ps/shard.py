@@ -253,10 +253,13 @@ class Shard:
 
         self._add("alone", work(), lambda result, error: self._answer_update([answer], result, error))
 
-    def mark(self, marker: Marker, answer: Future[int]) -> None:
-        """Publish a version's marker behind all that has changed so far. `answer`: the offset of its batch."""
+    def mark(self, marker: Marker, epoch: int, answer: Future[int]) -> None:
+        """Publish a version's marker behind all that has changed so far, in this routing epoch. `answer`: the offset of
+        its batch.
+        """
         try:
-            self.outlet.mark(marker, answer)
+            self._placed()
+            self.outlet.mark(marker, epoch, answer)
         except WeirError as error:
             self._fail([answer], error)
 

@@ -241,12 +241,13 @@ class WorkThread:
         return self.run("update", work)
 
     def mark(self, request: pb.MarkRequest) -> Future[pb.MarkReply]:
-        """Put a version's marker behind all that has changed so far. Raises RequestError where nothing is published."""
+        """Put a version's marker behind all that has changed so far. Raises RequestError where nothing is published,
+        WrongEpochError where the routing is another one, or moves meanwhile.
+        """
         self._check_leads()
         marker, reply = Marker(request.version, request.step, request.data_time), Future[pb.MarkReply]()
         marker.check()
-        marked: Future[int] = self._submit(lambda answer: self.shard.mark(marker, answer))
-
+        marked: Future[int] = self._submit(lambda answer: self.shard.mark(marker, request.routing_epoch, answer))
         marked.add_done_callback(lambda done: _reply(reply, done))
         return reply
 

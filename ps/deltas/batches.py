@@ -3,7 +3,7 @@
     segment := magic start batch*     magic := "WEIRDLTA"
     start   := frame {version, kind "start", partition, first, after, total, layouts {table: text}}
     batch   := rows* commit           frames as ps/journal/frames.py has them, all of one number: the batch's offset
-    commit  := frame {version, kind "commit", number, epoch, at, since, records, total, marker?}
+    commit  := frame {version, kind "commit", number, epoch, at, since, records, total, marker?, begins?}
 
 Offsets rise, in a process by one; a process begins at its time in microseconds, or behind the offset before, so none
 is given twice even where a machine lost what it had written. `after`: the offset before the segment's first, 0 where
@@ -13,7 +13,9 @@ Rows frames hold images of the serving layout (ps/serving_rows.py): `full` are r
 have no row any more, `dropped` buckets whose rows all go before those of this frame are set; the frames of a batch
 apply one after another, and all or nothing. epoch: of the routing, in which the shard owned all buckets of the batch.
 at, since: unix seconds when the batch was closed, and of its oldest change. records: rows and keys in the batch;
-total: and in all before it. marker: {version, step, data_time}: all changes before it stand before it.
+total: and in all before it. marker: {version, step, data_time}: all changes before it stand before it. begins: true
+in the first batch of a process, behind which every bucket comes whole: whoever has other batches before it than stand
+here goes on from it all the same. So does a follower of a pair whose processes have a folder each.
 """
 
 from __future__ import annotations
@@ -68,6 +70,7 @@ class Batch:
     total: int
     marker: Marker | None
     rows: tuple[RowsFrame, ...]
+    begins: bool = False
 
 
 class IncompleteError(DeltaError):
@@ -108,7 +111,7 @@ class BatchReader(JournalReader):
         if any(len(each.early[0]) or len(each.gathered[0]) for each in rows):
             raise self.damaged(offset, f"rows that are no serving rows in the batch of offset {number}")
         times = (header["epoch"], header["at"], header["since"], header["records"], header["total"])
-        return Batch(number, *times, self._marker(header, offset), tuple(rows))
+        return Batch(number, *times, self._marker(header, offset), tuple(rows), header.get("begins") is True)
 
     def _marker(self, header: Mapping[str, Any], offset: int) -> Marker | None:
         found = header.get("marker")
@@ -126,12 +129,22 @@ def encode_start(partition: int, first: int, after: int, total: int, layouts: Ma
 
 
 def encode_end(
-    offset: int, *, epoch: int, at: float, since: float, records: int, total: int, marker: Marker | None = None
+    offset: int,
+    *,
+    epoch: int,
+    at: float,
+    since: float,
+    records: int,
+    total: int,
+    marker: Marker | None = None,
+    begins: bool = False,
 ) -> bytes:
     """The end of a batch, behind its frames of rows."""
     header: dict[str, Any] = {"epoch": epoch, "at": at, "since": since, "records": records, "total": total}
     if marker is not None:
         header["marker"] = marker._asdict()
+    if begins:
+        header["begins"] = True
     return encode_commit(offset, header)
 
 

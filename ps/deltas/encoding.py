@@ -43,10 +43,12 @@ class BatchEncoder:
         self._offset, self._pieces = offset, list[Buffer]()
         self.records = self.num_bytes = 0
 
-    def end(self, *, epoch: int, at: float, since: float, total: int, marker: Marker | None = None) -> list[Buffer]:
+    def end(
+        self, *, epoch: int, at: float, since: float, total: int, marker: Marker | None = None, begins: bool = False
+    ) -> list[Buffer]:
         """The batch, as pieces to be written one behind the other."""
         counts = {"records": self.records, "total": total}
-        self._add([encode_end(self._offset, epoch=epoch, at=at, since=since, **counts, marker=marker)])
+        self._add([encode_end(self._offset, epoch=epoch, at=at, since=since, **counts, marker=marker, begins=begins)])
         return self._pieces
 
     def set_rows(self, table: str, keys: Keys) -> Iterator[None]:

@@ -66,9 +66,9 @@ class Outlet:
         if self.publisher is not None:
             self.publisher.poll()
 
-    def mark(self, marker: Marker, answer: Future[int]) -> None:
+    def mark(self, marker: Marker, epoch: int, answer: Future[int]) -> None:
         """As Publisher.mark. Raises RequestError where nothing is published."""
-        self._published().mark(marker, answer)
+        self._published().mark(marker, epoch, answer)
 
     def replies(self, next_offset: int, goes_on: Callable[[], bool]) -> Iterator[pb.DeltasReply]:
         """As serving.replies_of, on any thread. Raises RequestError where nothing is published."""

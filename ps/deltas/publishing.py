@@ -26,7 +26,7 @@ from ps.deltas.batches import Marker
 from ps.deltas.encoding import BatchEncoder
 from ps.deltas.pending import Pending
 from ps.deltas.writer import Writer
-from ps.errors import DeltaError
+from ps.errors import UnavailableError, WeirError, WrongEpochError
 from ps.holding import Holding
 from ps.schedule import Mode
 from ps.types import Keys
@@ -64,9 +64,10 @@ class Publisher:
         self._not_before = 0.0  # on the clock: no job starts, for one has failed
         self._pending = {name: Pending(table, self._happened) for name, table in holding.tables.items()}
         self._work: deque[tuple[Callable[[str, Keys], Iterator[None]], str, Keys]] = deque()
-        self._marks: deque[tuple[Marker, Future[int]]] = deque()
+        self._marks: deque[tuple[Marker, Future[int]]] = deque()  # of the present epoch
         self._is_marking = False  # all that precedes the first mark has been taken
         self._is_running, self._epoch = False, -1
+        self._begins = True  # nothing has gone to the writer yet
 
     @property
     def collected(self) -> int:
@@ -126,17 +127,26 @@ class Publisher:
             self._take()
         self._run_job("yielding", self._publish(), self._finished)
 
-    def mark(self, marker: Marker, answer: Future[int]) -> None:
-        """Publish what has changed so far, then the marker. `answer`: the offset of its batch."""
-        self._marks.append((marker, answer))
+    def mark(self, marker: Marker, epoch: int, answer: Future[int]) -> None:
+        """Publish what has changed so far, then the marker, all in this routing epoch. `answer`: the offset of its
+        batch; WrongEpochError where the shard is at another epoch, or comes to one before.
+
+        Markers of one epoch at all shards have all rows before them. With one from before and one from after a bucket
+        moved, neither its old owner nor its new one might have published what it had learnt.
+        """
+        if self._holding.routing.epoch != self._epoch:
+            self._move()
+        if epoch != self._epoch:
+            _fail(answer, WrongEpochError(f"a marker of routing epoch {epoch}; this shard is at {self._epoch}"))
+        else:
+            self._marks.append((marker, answer))
 
     def close(self) -> None:
         """See no more changes, and let the partition go."""
         for pending in self._pending.values():
             pending.close()
         self.writer.close()
-        while self._marks:
-            _fail(self._marks.popleft()[1], DeltaError("the shard was stopped before the mark was written"))
+        self._fail_marks(UnavailableError("the shard was stopped before the marker was written"))
 
     # Inside.
 
@@ -159,8 +169,11 @@ class Publisher:
             self._opened, self._since = self._clock(), self._now()
 
     def _move(self) -> None:
-        """Another routing: what is owned now for the first time comes whole."""
-        self._epoch = self._holding.routing.epoch
+        """Another routing: what is owned now for the first time comes whole; marks of the one before are refused."""
+        self._epoch, before = self._holding.routing.epoch, self._epoch
+        self._fail_marks(
+            WrongEpochError(f"the routing moved from epoch {before} to {self._epoch} before the marker was written")
+        )
         is_owned = np.zeros(self._holding.spec.num_buckets, np.bool_)
         is_owned[self._holding.owned] = True
         for pending in self._pending.values():
@@ -215,8 +228,14 @@ class Publisher:
         encoder = self._encoder
         if encoder.num_bytes or marker is not None:
             end = {"epoch": self._epoch, "total": self.writer.total}
-            pieces = encoder.end(at=self._now(), since=since, marker=marker, **end)
+            pieces = encoder.end(at=self._now(), since=since, marker=marker, begins=self._begins, **end)
             self.writer.put(pieces, records=encoder.records, since=since, told=told)
+            self._begins = False
+
+    def _fail_marks(self, error: WeirError) -> None:
+        self._is_marking = False
+        while self._marks:
+            _fail(self._marks.popleft()[1], error)
 
     def _finished(self, _: Any, error: Exception | None) -> None:
         self._is_running = False

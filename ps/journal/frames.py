@@ -17,6 +17,7 @@ Numbers rise by one. The commit says what is remembered as applied:
     marks    [[table, [[client, sequence]...], buckets (i32 little-endian)]...]
     group    [generation, step] of a synchronous group        expired  {table: [client]} that are refused from now on
     routing  [epoch, owners (i32), [address...], shard, least epoch]   the place that the shard has from now on
+    spec     the cluster's from now on: the same rows, other options
     leaving, arriving  [bucket...]  that are given away, or come (ps/moving.py)
     windows  what came beside rows: msgpack {windows [[table, bucket, applied, gathered]...], expired {table: [client]}}
 """

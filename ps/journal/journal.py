@@ -157,6 +157,8 @@ class Journal:
         """The holding has another place, and maybe a spec with other options: say so."""
         is_other, self._holding.spec = spec != self._holding.spec, spec
         self.use(spec.durability)
+        if is_other:
+            self.changes.note("spec", spec.model_dump_json())  # a standby takes over with it
         self.moved()
         if is_other:  # what recovers reads the spec where the last segment begins
             self._writer.begin_segment(self.next_number, self._start())

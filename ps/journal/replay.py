@@ -18,6 +18,7 @@ from ps.keys import bucket_of
 from ps.moving import load_windows
 from ps.record import Record, layout_digest
 from ps.routing import Routing
+from ps.spec import ClusterSpec
 
 
 class Replay:
@@ -84,12 +85,20 @@ class Replay:
             if "group" in header:
                 generation, step = header["group"]
                 self.group_steps.append((int(generation), int(step)))
+            if "spec" in header:
+                holding.spec = self._other_options(header["spec"])
             if "routing" in header:
                 self._move(header["routing"], place, number)
             self._moving(header)
             if "windows" in header:
                 is_new = ((self.positions <= number) & holding.is_arriving).tolist()
                 load_windows(holding, header["windows"], now=self.now, wanted=is_new.__getitem__)
+
+    def _other_options(self, text: str) -> ClusterSpec:
+        spec = ClusterSpec.model_validate_json(text)
+        if spec.rows_only() != self.holding.spec.rows_only():
+            raise ValueError("a spec of other rows")
+        return spec
 
     def _moving(self, header: dict[str, Any]) -> None:
         """Buckets that are given away, or come, as a start or a commit says."""

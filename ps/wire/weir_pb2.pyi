@@ -325,14 +325,16 @@ class DeltasReply(_message.Message):
     def __init__(self, frames: _Optional[bytes] = ..., offset: _Optional[int] = ..., end_offset: _Optional[int] = ..., end_total: _Optional[int] = ...) -> None: ...
 
 class MarkRequest(_message.Message):
-    __slots__ = ("version", "step", "data_time")
+    __slots__ = ("version", "step", "data_time", "routing_epoch")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     DATA_TIME_FIELD_NUMBER: _ClassVar[int]
+    ROUTING_EPOCH_FIELD_NUMBER: _ClassVar[int]
     version: str
     step: int
     data_time: float
-    def __init__(self, version: _Optional[str] = ..., step: _Optional[int] = ..., data_time: _Optional[float] = ...) -> None: ...
+    routing_epoch: int
+    def __init__(self, version: _Optional[str] = ..., step: _Optional[int] = ..., data_time: _Optional[float] = ..., routing_epoch: _Optional[int] = ...) -> None: ...
 
 class MarkReply(_message.Message):
     __slots__ = ("offset",)

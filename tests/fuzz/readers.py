@@ -232,7 +232,7 @@ def deltas():
     folder = scratch()
     spec = ClusterSpec.model_validate({**TWO_TABLES.model_dump(), "deltas": {"directory": str(folder)}})
     work = updated(placed(WorkThread(Shard()), spec))
-    work.mark(pb.MarkRequest(version="v1", step=2, data_time=1.5)).result(30)
+    work.mark(pb.MarkRequest(version="v1", step=2, data_time=1.5, routing_epoch=1)).result(30)
     work.close()
     return folder
 

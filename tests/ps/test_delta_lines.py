@@ -61,6 +61,17 @@ def assert_equal(client, replica, follower, version="check"):
     assert replica.version == version
 
 
+def assert_is_gone(spec, addresses, markers):
+    """A version cannot be built any more, which is said with the remedy."""
+    follower = Follower(Replica(spec, serving_spec(spec, "fp32")), DeltaLines(addresses), stop_at=markers)
+    try:
+        until(lambda: follower.needs_bundle)
+        assert f"the batch of offset {markers[0]} is not there any more" in follower.trouble
+        assert "take a newer version, or one that is whole" in follower.trouble
+    finally:
+        follower.close()
+
+
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory):
     spec = spec_of(tmp_path_factory.mktemp("cluster"))
@@ -131,6 +142,37 @@ def test_a_frozen_shard(followed):
         shards.send_signal(0, signal.SIGCONT)
     work(client, 8)
     assert_equal(client, replica, follower)
+
+
+def test_a_pair_whose_processes_have_a_folder_each(tmp_path):
+    """As on two nodes without a shared disk: the partition goes on elsewhere after a take-over, and after the next one
+    where it was before. Replicas go on; a version from before is gone, and that is said.
+    """
+    spec, link = spec_of(tmp_path), tmp_path / "deltas"
+    for node in ("one", "two"):
+        (tmp_path / node).mkdir()
+    link.symlink_to(tmp_path / "one")
+    with Shards(spec, 1, "nodes") as shards, ps.connect(shards.addresses[0]) as client:
+        replica = Replica(spec, serving_spec(spec, "fp32"))
+        follower = Follower(replica, DeltaLines(shards.addresses))
+        try:
+            for seed in range(6):
+                work(client, seed)
+            assert_equal(client, replica, follower)
+            before = client.mark("before", step=1, data_time=2.0)
+            for node in ("two", "one"):
+                shards.kill(0)
+                link.unlink()
+                link.symlink_to(tmp_path / node)
+                shards.restart(0)
+                work(client, 10)
+                assert_equal(client, replica, follower, node)
+                until(lambda: follower.trouble == "")
+                assert not follower.needs_bundle
+                if node == "two":
+                    assert_is_gone(spec, shards.addresses, before)
+        finally:
+            follower.close()
 
 
 def test_more_and_fewer_shards(tmp_path):

@@ -30,13 +30,16 @@ class Follower:
         self.epochs = np.zeros(spec.num_buckets, np.int64)
         self.markers = []
 
-    def follow(self, directory, positions=None):
-        """All that the partitions below a directory have, from the given next offsets on."""
+    def follow(self, directory, positions=None, last=None):
+        """All that the partitions below a directory have, from the given next offsets on. last: of partitions that are
+        named, up to these offsets, and nothing of others.
+        """
         for shard, folder in find_partitions(directory).items():
             reader = PartitionReader(folder, (positions or {}).get(shard, 0))
             while batches := reader.read():
                 for batch in batches:
-                    self.apply(batch, shard)
+                    if last is None or batch.offset <= last.get(shard, 0):
+                        self.apply(batch, shard)
             reader.close()
         return self
 

@@ -200,6 +200,56 @@ def test_resharding_and_restore(tmp_path):
         assert restored.rows != {}
 
 
+class MovesBetweenMarks:
+    """A transport on which buckets move when all shards but the last have written a marker: a step each time that
+    `moves` is set.
+    """
+
+    def __init__(self, inner, num_shards):
+        self.moves, self._inner, self._num_shards, self._marks = None, inner, num_shards, []
+
+    def send(self, address, method, message, timeout_seconds):
+        if method == "Mark" and len(self._marks) == self._num_shards - 1 and self.moves is not None:
+            for mark in self._marks:
+                mark.result(10)
+            moves, self.moves = self.moves, None
+            next(moves, None)
+        answer = self._inner.send(address, method, message, timeout_seconds)
+        if method == "Mark":
+            self._marks.append(answer)
+        return answer
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def move(self, moves):
+        self.moves, self._marks = moves, []
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (3, 2), (2, 3)])
+def test_versions_that_are_marked_while_buckets_move(tmp_path, before, after):
+    """Up to its markers, each has exactly the rows that the shards had when they were put."""
+    spec, keys = spec_of(tmp_path, window_seconds=3600), KEYS[::6]  # what no marker asks for stays with the shard
+    versions, follower, positions = [], Follower(spec), {}
+    with LocalCluster(spec, shards=before) as cluster, cluster.connect() as client:
+        initial, moves = client.pull("user", keys), cluster.reshard(after, at_once=8)
+        between = client._connection.transport = MovesBetweenMarks(client._connection.transport, before)
+        for step in range(1, 8):
+            client.push("user", keys, np.full((len(keys), 3), 0.5, np.float32), step=step)
+            client.delete("user", keys[step::7])
+            between.move(moves)
+            markers = client.mark(f"v{step}", step=step, data_time=0.0)
+            versions.append((markers, client.pull("user", keys)))
+    encoder = RowEncoder(serving_spec(spec, "fp32").tables["user"])
+    initial = [image.tobytes() for image in encoder.encode(initial)]
+    for markers, rows in versions:
+        rows_then = follower.follow(tmp_path / "deltas", positions, last=markers).rows["user"]
+        positions |= {shard: offset + 1 for shard, offset in markers.items()}
+        found = [rows_then.get(key, new) for key, new in zip(keys.tolist(), initial, strict=True)]
+        assert found == [image.tobytes() for image in encoder.encode(rows)]
+    assert len(versions[-1][0]) == after
+
+
 def test_a_cluster_that_begins_anew_in_the_same_directory(tmp_path):
     """Of an older cluster nothing is left with those who follow, though its epochs were as high."""
     spec = spec_of(tmp_path)

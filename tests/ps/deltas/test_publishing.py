@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ps.deltas.batches import Marker
 from ps.deltas.reading import PartitionReader, partition_folder
-from ps.errors import RequestError
+from ps.errors import RequestError, WrongEpochError
 from ps.loading import Incoming
 from ps.spec import ClusterSpec
 from tests.ps.deltas.streams import Follower, rows_of, settle, with_deltas
@@ -91,7 +91,7 @@ def test_keys_that_change_often_are_published_once_a_window(start, tmp_path):
     assert len(batches(tmp_path)) == before
     collected = publisher.collected
     answer = Future()
-    driver.shard.outlet.mark(Marker("v1", 10, 5.0), answer)
+    driver.shard.outlet.mark(Marker("v1", 10, 5.0), 1, answer)
     settle(driver.shard)
     (batch,) = batches(tmp_path)[before:]
     assert (batch.records, batch.marker, answer.result(0)) == (8, Marker("v1", 10, 5.0), batch.offset)
@@ -169,7 +169,7 @@ def test_a_mark_waits_for_buckets_that_come_whole(start, tmp_path):
     driver.do(push(keys[:50]), client=1, sequence=3)
     answers = [Future(), Future()]
     for number, answer in enumerate(answers):
-        driver.shard.outlet.mark(Marker(f"v{number}", number, 0.0), answer)
+        driver.shard.outlet.mark(Marker(f"v{number}", number, 0.0), 1, answer)
     settle(driver.shard)
     first, second = (answer.result(0) for answer in answers)
     assert second == first + 1
@@ -184,7 +184,7 @@ def test_a_mark_waits_for_buckets_that_come_whole(start, tmp_path):
 def test_marking_needs_deltas():
     driver = Driver()
     with pytest.raises(RequestError, match=r"set cluster\.deltas"):
-        driver.shard.outlet.mark(Marker("v", 0, 0.0), Future())
+        driver.shard.outlet.mark(Marker("v", 0, 0.0), 1, Future())
     assert driver.shard.outlet.next_offset is None
 
 
@@ -204,6 +204,34 @@ def test_buckets_of_others_are_neither_published_nor_dropped(start, tmp_path):
     old.do(push(ours), client=1, sequence=3, epoch=3)
     new.do(push(theirs, 2.0), client=1, sequence=4, epoch=3)
     check(tmp_path, new, old)
+
+
+def test_a_marker_is_of_one_epoch(start, tmp_path):
+    """A shard at another epoch refuses it, and so does one that comes to another before it is written."""
+    driver, keys, owners = start(window_seconds=3600), keys_of(*range(1, 900)), [0] * 8 + [1] * 8
+    settle(driver.shard)
+    before = len(batches(tmp_path))
+
+    def mark(epoch):
+        answer = Future()
+        driver.shard.mark(Marker("v1", 1, 0.0), epoch, answer)
+        return answer
+
+    with pytest.raises(WrongEpochError, match="epoch 2; this shard is at 1"):
+        mark(2).result(0)
+    driver.do(push(keys), client=1, sequence=1)
+    waiting = mark(1)
+    driver.place(shards=2, shard=0, epoch=2, owners=owners)
+    with pytest.raises(WrongEpochError, match="from epoch 1 to 2 before the marker was written"):
+        waiting.result(0)
+    with pytest.raises(WrongEpochError, match="epoch 1; this shard is at 2"):
+        mark(1).result(0)
+    settle(driver.shard)
+    assert all(batch.marker is None for batch in batches(tmp_path)[before:])
+    written = mark(2)
+    settle(driver.shard)
+    assert batches(tmp_path)[-1].offset == written.result(0)
+    assert batches(tmp_path)[-1].marker == Marker("v1", 1, 0.0)
 
 
 def _all_rows(driver, buckets):
@@ -277,7 +305,7 @@ def test_any_history(history, window_seconds, window_rows, codec):
                     restored.result(0)
                 elif name == "mark":
                     marks.append((sequence, Future()))
-                    driver.shard.outlet.mark(Marker(str(sequence), sequence, 0.0), marks[-1][1])
+                    driver.shard.outlet.mark(Marker(str(sequence), sequence, 0.0), epoch, marks[-1][1])
                 elif name == "save":
                     rows = rows_of([driver.shard.holding], codec)
                     saved.append((driver.saved()[1]["delta_offset"], rows))
@@ -286,7 +314,7 @@ def test_any_history(history, window_seconds, window_rows, codec):
                 else:
                     settle_if_due(driver)
             answer = Future()
-            driver.shard.outlet.mark(Marker("end", 0, 0.0), answer)  # nothing waits behind it
+            driver.shard.outlet.mark(Marker("end", 0, 0.0), epoch, answer)  # nothing waits behind it
             settle(driver.shard)
             follower = Follower(spec, codec).follow(folder)
             assert follower.rows == rows_of([driver.shard.holding], codec)

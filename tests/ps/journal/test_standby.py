@@ -2,16 +2,20 @@
 restores; and when the primary may not know any more whether it is one, it acknowledges nothing.
 """
 
+from concurrent.futures import Future
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ps.delta_options import DeltaOptions
 from ps.errors import WrongEpochError
 from ps.journal.frames import with_checksum
 from ps.journal.lock import Lock
 from ps.journal.recovery import recover
 from ps.journal.role import read_role
+from ps.routing import Routing
 from tests.ps.driving import keys_of, push
 from tests.ps.journal.following import Follower, follow, until
 from tests.ps.journal.playing import NUM_BUCKETS, Play, random_calls, recovered_state, spec_of, state_of
@@ -230,3 +234,26 @@ def rows_without_commit(play):
     play.shard.holding.tables["user"].write_values(KEYS, np.ones((len(KEYS), 3), np.float32))
     frames = [pieces for pieces, is_last in play.journal.changes.frames(play.journal.next_number) if not is_last]
     return [piece for pieces in frames for piece in with_checksum(pieces)]
+
+
+def test_other_options_reach_a_standby_that_was_filled_before(tmp_path):
+    """It publishes what the cluster publishes when it takes over, and so does whoever reads its journal."""
+    play, follower = Play(tmp_path / "primary"), Follower(tmp_path / "standby")
+    play.do(push(KEYS))
+    follow(play, follower)
+    joined(play, follower)
+    holding, answer = play.shard.holding, Future()
+    other = holding.spec.model_copy(update={"deltas": DeltaOptions(directory=str(tmp_path / "deltas"), codec="fp16")})
+    routing = Routing(2, holding.routing.owners, holding.routing.addresses)
+    play.shard.assign(other, routing, 0, answer)
+    play.run()
+    answer.result(5)
+    play.do(push(KEYS), epoch=2)
+    play.settle()
+    play.shard.outlet.close()
+    assert follower.standby.recovered().holding.spec == other
+    play.close()
+    follower.close()
+    lock = Lock(tmp_path / "standby", takes_over=False)
+    assert recover(tmp_path / "standby", lock, now=0.0).holding.spec == other
+    lock.close()
