@@ -44,10 +44,10 @@ import ps
 from ps import control
 from ps.actor import start_cluster, stop_cluster
 from ps.journal.segments import find_segments
+from ps.opening import open_shard
 from ps.placement import LocalCluster, journal_folder
 from ps.session import close_ray, open_ray
 from ps.transport import GrpcTransport
-from ps.work import open_shard
 from workers.readiness import make_ready
 from workers.samples.batch import Bags, Batch
 from workers.training.process import use_threads

@@ -20,6 +20,7 @@ from ps import control, resharding
 from ps.client import Client
 from ps.errors import RequestError, UnavailableError
 from ps.memory_limits import check_limits, thresholds_here
+from ps.opening import open_shard
 from ps.options import ClientOptions
 from ps.pairs import Pair
 from ps.resharding import Move
@@ -29,7 +30,7 @@ from ps.shard_process import Reviver, ShardProcess
 from ps.spec import ClusterSpec, TableSpec
 from ps.transport import GrpcTransport, InProcessTransport, Transport, send_part
 from ps.user_modules import load_modules
-from ps.work import WorkThread, open_shard
+from ps.work import WorkThread
 
 Placement: TypeAlias = Literal["in-process", "process"]
 

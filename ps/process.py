@@ -22,9 +22,9 @@ from pydantic import ValidationError
 
 from ps.errors import RequestError, WeirError
 from ps.member import Member
+from ps.opening import open_shard
 from ps.security import SecurityOptions
 from ps.server import ShardServer
-from ps.work import open_shard
 
 
 def main(arguments: list[str] | None = None) -> int:

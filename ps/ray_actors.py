@@ -26,6 +26,7 @@ from ps.errors import WeirError, to_wire
 from ps.member import Member
 from ps.memory_limits import thresholds_here
 from ps.metrics import Endpoint
+from ps.opening import open_shard
 from ps.pairing import Authority, Seen
 from ps.ray_directory import CALL_SECONDS, find_coordinator
 from ps.reporting import Reporting
@@ -34,7 +35,6 @@ from ps.security import SecurityOptions
 from ps.server import ShardServer
 from ps.spec import ClusterSpec
 from ps.wire import weir_pb2 as pb
-from ps.work import open_shard
 
 T = TypeVar("T")
 RENEW_SECONDS = 2.0

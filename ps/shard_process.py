@@ -40,7 +40,7 @@ class ShardProcess:
         is_paired: bool = False,
         security: SecurityOptions | None = None,
     ) -> None:
-        """journal, fresh, takes_over: as ps.work.open_shard has them. is_paired: one of a pair, which waits for
+        """journal, fresh, takes_over: as ps.opening.open_shard has them. is_paired: one of a pair, which waits for
         orders.
         """
         self._command = [sys.executable, "-m", "ps.process", "--host", host, "--port", str(port), "--stop-at-eof"]

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import msgpack
@@ -24,13 +23,9 @@ from pydantic import ValidationError
 from ps import checkpoint
 from ps.cut import Mark
 from ps.deltas.batches import Marker
-from ps.errors import CheckpointError, JournalError, OverloadedError, RequestError, UnavailableError, WrongEpochError
+from ps.errors import CheckpointError, OverloadedError, RequestError, UnavailableError, WrongEpochError
 from ps.giving import give, read_buckets
 from ps.holding import Holding
-from ps.journal.journal import Journal
-from ps.journal.lock import Lock
-from ps.journal.recovery import recover, remove_journal
-from ps.journal.role import read_role, remove_role
 from ps.loading import Incoming
 from ps.mapping import decode_mapping
 from ps.memory_limits import Threshold, check_limits, shards_beside, thresholds_here
@@ -44,7 +39,7 @@ from ps.restoring import Restoration
 from ps.routing import Routing
 from ps.schedule import Mode
 from ps.security import Limits
-from ps.shard import Observer, Shard
+from ps.shard import Shard
 from ps.shared_memory import Mappings
 from ps.spec import ClusterSpec
 from ps.wire import weir_pb2 as pb
@@ -343,44 +338,6 @@ class WorkThread:
             except queue.Empty:
                 pass
             idle = not self.shard.run_slice()
-
-
-def open_shard(
-    folder: Path | None,
-    *,
-    takes_over: bool = False,
-    fresh: bool = False,
-    observe: Observer = lambda kind, seconds: None,
-) -> Shard:
-    """A shard; with a folder for its journal the one whose journal that is, with all that it had.
-
-    takes_over: end a process that still has the folder. fresh: drop what the folder has. Raises JournalError.
-    """
-    if folder is None:
-        return Shard(observe=observe, takes_over=takes_over)
-    if not fresh and (kept := read_role(folder)).role:
-        raise JournalError(
-            f"the journal in {folder} is one of a pair ({kept.role} of term {kept.term}), and the other one may have "
-            "more; start it with durability.mode: replicated"
-        )
-    lock = Lock(folder, takes_over=takes_over)
-    try:
-        if fresh:
-            remove_journal(folder)
-            remove_role(folder)
-        recovered = recover(folder, lock, now=time.monotonic())
-    except BaseException:
-        lock.close()
-        raise
-    if recovered is not None:
-        what = (folder, recovered.num_updates, recovered.seconds)
-        _log.warning("recovered from the journal in %s: %d updates replayed in %.1f s", *what)
-    return Shard(
-        observe=observe,
-        recovered=recovered,
-        open_journal=lambda holding: Journal(folder, lock, holding),
-        takes_over=takes_over,
-    )
 
 
 def _reply(answer: Future[pb.MarkReply], done: Future[int]) -> None:

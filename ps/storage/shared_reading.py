@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ps.storage.kernels import index
+from ps.storage.kernels.build import Compiled
+from ps.storage.kernels.generate import spread_of
 from ps.storage.spreading import Spread
 from ps.storage.table import Table
 from ps.types import Keys, Rows
@@ -24,6 +26,7 @@ class Reader:
         floats = np.zeros(table._layout.scratch_floats, np.float32)
         hashes, addresses = np.zeros(index.CHUNK, np.uint64), np.zeros(index.CHUNK, np.int64)
         self._room = (hashes, addresses, floats, floats.view(np.uint16))
+        self._pull_spread: Compiled | None = None
         self._row = np.zeros(table._layout.width, np.float32)
         self._nothing = np.zeros((1, index.COLUMNS), np.int64)  # one bucket, without rows
 
@@ -40,8 +43,10 @@ class Reader:
         Returns how many have no row; the first of absent (int64 [n]) are their places.
         """
         table = self._table
+        if self._pull_spread is None:
+            self._pull_spread = spread_of(table._layout.kernels)
         return int(
-            table._kernels.pull_spread(
+            self._pull_spread(
                 *table._memory,
                 keys,
                 begin,

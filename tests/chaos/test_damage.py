@@ -8,8 +8,8 @@ import pytest
 import ps
 from ps.errors import WeirError
 from ps.journal.snapshot import read_pointer
+from ps.opening import open_shard
 from ps.placement import ShardProcess
-from ps.work import open_shard
 from tests.chaos.disks import counting_files, flip
 from tests.chaos.shards import Shards
 from tests.chaos.workload import prepare, send, spec, step_of

@@ -27,13 +27,14 @@ from ps.deltas.retention import keep, kept_from
 from ps.journal.lock import Lock
 from ps.journal.recovery import recover
 from ps.journal.snapshot import POINTER
+from ps.opening import open_shard
 from ps.routing import Routing
 from ps.security import SecurityOptions, TlsOptions, client_identity, read_token
 from ps.shard import Shard
 from ps.spec import ClusterSpec
 from ps.storage.layout import layout_of
 from ps.wire import weir_pb2 as pb
-from ps.work import WorkThread, open_shard
+from ps.work import WorkThread
 from tests.ps.certificates import Authority
 from tests.ps.driving import NUM_BUCKETS, TWO_TABLES, call, keys_in, message, push
 from tests.workers.training.recipe import load, write

@@ -151,6 +151,13 @@ def program_of(layout: KernelLayout, code: RowCode, role: str) -> ModuleType:
         raise row_functions.explained(error, [code]) from error
 
 
+def spread_of(layout: KernelLayout) -> build.Compiled:
+    """The kernel of templates/spread.py for this layout, which has no late segments."""
+    module = _load(_fill("spread", f"import {_table_module(layout)} as table"))
+    compiled: build.Compiled = sys.modules[module].pull_spread
+    return compiled
+
+
 def _table_module(layout: KernelLayout) -> str:
     names = [_load(_fill("segment", _segment_text(k, s, layout))) for k, s in enumerate(layout.segments)]
     return _load(_fill("table", _table_text(layout, names)))
