@@ -42,7 +42,8 @@ LEVELS = [
     {"replica": ["ps.delta_folder", "ps.delta_lines", "ps.following", "ps.replica", "ps.served", "ps.turns"]},
     {
         "server": [
-            "ps.member", "ps.metrics", "ps.opening", "ps.process", "ps.replica_metrics", "ps.replica_service", "ps.server", "ps.work",
+            "ps.member", "ps.metrics", "ps.opening", "ps.process", "ps.replica_metrics", "ps.replica_service",
+            "ps.server", "ps.work",
         ]
     },
     {

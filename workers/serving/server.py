@@ -8,27 +8,20 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ps.delta_folder import DeltaFolder
-from ps.delta_lines import DeltaLines
-from ps.following import Follower, Source
 from ps.security import warn_if_open
 from workers.readiness import make_ready
-from workers.serving.bundle import is_bundle, read_bundle
 from workers.serving.grpc_service import GrpcService
 from workers.serving.http_service import HttpApplication, HttpService
-from workers.serving.loading import load
 from workers.serving.metrics import Metrics
 from workers.serving.model import Model
 from workers.serving.options import ServeOptions
 from workers.serving.prediction_log import PredictionLog, RotatingFiles
 from workers.serving.predictor import Predictor
 from workers.serving.signals import until_signal
-from workers.serving.switching import Switcher
-from workers.serving.versions import Models
+from workers.serving.upkeep import open_model
 
 
 @dataclass(frozen=True)
@@ -110,35 +103,13 @@ def serve(directory: Path, options: ServeOptions, ready: Callable[[dict[str, Any
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     with until_signal() as until_end:
         began = time.perf_counter()
-        sources, switcher, follower = sources_of(options), None, None
-        if is_bundle(directory):
-            loaded = load(read_bundle(directory), threads=options.threads)
-            model, num_rows = loaded.model, loaded.replica.num_rows
-            follower = sources and Follower(loaded.replica, sources())
-        else:
-            switcher = Switcher(Models(directory), sources, threads=options.threads)
-            model, num_rows = switcher.served.model, switcher.served.replica.num_rows
-        server = PredictionServer(model, options)
-        del model  # whose rows may go when another one has taken over
+        loaded, upkeep = open_model(directory, options)
+        server, num_rows = PredictionServer(loaded.model, options), loaded.replica.num_rows
+        del loaded  # whose rows may go when another version has taken over
         make_ready()
-        if switcher is not None:
-            server.metrics.watch_switches(switcher)
-            switcher.start(server.predictor)
-        if follower is not None:
-            server.predictor.trouble = lambda: follower.trouble
+        upkeep.start(server.predictor, server.metrics)
         seconds = round(time.perf_counter() - began, 3)
         ready({**asdict(server.address), "rows": num_rows, "seconds": seconds})
         os.read(until_end, 1)
         server.stop()
-        for each in (switcher, follower):
-            if each is not None:
-                each.close()
-
-
-def sources_of(options: ServeOptions) -> Callable[[], Source] | None:
-    """The stream of changes that the options name."""
-    if options.deltas is not None:
-        return partial(DeltaFolder, options.deltas)
-    if options.shards is not None:
-        return partial(DeltaLines, options.shards.split(","), options.shard_security)
-    return None
+        upkeep.close()

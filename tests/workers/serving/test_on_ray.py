@@ -14,7 +14,9 @@ os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 from ps.errors import BundleError, RequestError
 from tests.workers.serving.processes import wait_for
-from tests.workers.serving.summing import PRICES, USERS, logits
+from tests.workers.serving.summing import PRICES, USERS, logits, make_summing
+from workers.serving.publishing import publish
+from workers.serving.versions import Models
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -71,6 +73,33 @@ def test_two_replicas_answer_and_one_that_dies_comes_back(bundle, on_ray):
         return serve.status().applications["default"].deployments["weir"].replica_states
 
     wait_for(lambda: states() == {"RUNNING": 2}, 90)
+
+
+def test_replicas_follow_the_pointer_of_a_model_directory(tmp_path, on_ray):
+    from workers.serving.on_ray import app
+
+    serve, url = on_ray
+    models = Models(tmp_path / "models")
+    make_summing(tmp_path / "first", version="first")
+    make_summing(tmp_path / "second", version="second", adds=1.5)
+    publish(models, str(tmp_path / "first"))
+    serve.run(app({"bundle": str(models.directory), "replicas": 2, "cpus": 0.1}))
+
+    def seen():
+        versions = set()
+        for _ in range(20):
+            status, found = post(url, GOOD)
+            assert status == 200
+            adds = {"first": 0.0, "second": 1.5}[found["version"]]
+            np.testing.assert_allclose(found["scores"]["click"], 1 / (1 + np.exp(-logits(adds))), rtol=1e-5)
+            versions.add(found["version"])
+        return versions
+
+    assert seen() == {"first"}
+    publish(models, str(tmp_path / "second"))
+    wait_for(lambda: seen() == {"second"}, 60)
+    publish(models, "first")
+    wait_for(lambda: seen() == {"first"}, 60)
 
 
 def test_mistakes_are_one_line(bundle):
