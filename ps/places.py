@@ -7,6 +7,7 @@ local disks, pyarrow's move elsewhere, which object stores do as a copy of a who
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import posixpath
@@ -49,6 +50,13 @@ class Place(Protocol):
     def remove(self, name: str) -> None: ...
 
 
+def _advise(descriptor: int, start: int, length: int, advice: str) -> None:
+    """What is only faster where the system has it (macOS has not), and no matter where it fails."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(descriptor, start, length, getattr(os, advice))
+
+
 class _Writing(io.BufferedWriter):
     """A new file. The disk begins with what was written while more is made, so that fsync finds little left."""
 
@@ -61,7 +69,7 @@ class _Writing(io.BufferedWriter):
         self._written += count
         if self._written - self._begun >= _BEGIN_BYTES:
             # Linux begins to write a range that is not needed, and keeps it until it is written.
-            os.posix_fadvise(self.fileno(), self._begun, self._written - self._begun, os.POSIX_FADV_DONTNEED)
+            _advise(self.fileno(), self._begun, self._written - self._begun, "POSIX_FADV_DONTNEED")
             self._begun = self._written
         return count
 
@@ -78,7 +86,7 @@ class _Reading(io.BufferedReader):
             end = self.tell() + size
             if self._asked < end + _AHEAD_BYTES // 2:
                 start, self._asked = max(end, self._asked), end + _AHEAD_BYTES
-                os.posix_fadvise(self.fileno(), start, self._asked - start, os.POSIX_FADV_WILLNEED)
+                _advise(self.fileno(), start, self._asked - start, "POSIX_FADV_WILLNEED")
         return super().read(size)
 
 
