@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ class LogOptions(Spec):
 
 class ServeOptions(Spec):
     """host: loopback by default. grpc_port, http_port: 0 takes a free one. threads: that compute one run of the tower.
+    runs: how many of these at once; default: as many as the process's cores have room for.
 
     max_candidates, max_body_bytes: of one request. queue, queue_candidates: what may wait; more is refused at once.
     batch_candidates: of small requests that are scored in one run. timeout_seconds: of requests that name none.
@@ -41,6 +43,7 @@ class ServeOptions(Spec):
     grpc_port: int = Field(default=8500, ge=0, le=65535)
     http_port: int = Field(default=8501, ge=0, le=65535)
     threads: int = Field(default=1, ge=1, le=1024)
+    runs: int | None = Field(default=None, ge=1, le=1024)
     max_candidates: int = Field(default=10_000, ge=1, le=1 << 24)
     max_body_bytes: ByteSize = Field(default=16 << 20, ge=1 << 10, le=1 << 30)
     queue: int = Field(default=64, ge=1, le=4096)
@@ -54,6 +57,11 @@ class ServeOptions(Spec):
     deltas: str | None = None
     shards: str | None = None
     shard_security: SecurityOptions = Field(default_factory=lambda: SecurityOptions.model_validate({}))
+
+    @property
+    def num_runs(self) -> int:
+        """Of the tower at once."""
+        return self.runs or max(1, len(os.sched_getaffinity(0)) // self.threads)
 
     @model_validator(mode="after")
     def _one_stream(self) -> ServeOptions:

@@ -1,4 +1,4 @@
-"""Requests on their way through the model: a bounded queue and one thread that scores what waits, several at once.
+"""Requests on their way through the model: a bounded queue, and some threads that score what waits, several at once.
 
 A request is turned into keys by whoever brings it, so that a malformed one costs the others nothing. It keeps the model
 that it met then: all of its answer is of that version, though another one may take over meanwhile. What waits too long
@@ -62,7 +62,7 @@ class _Waiting:
 
 class Predictor:
     """Thread-safe. capacity, candidate_capacity: requests and their candidates that may wait. batch_candidates: of the
-    requests that are scored in one run; a larger request has a run of its own.
+    requests that are scored in one run; a larger request has a run of its own. runs: how many there are at once.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Predictor:
         capacity: int,
         candidate_capacity: int,
         batch_candidates: int,
+        runs: int = 1,
         observe: Observe = lambda stage, seconds: None,
     ) -> None:
         self._model = model
@@ -83,11 +84,14 @@ class Predictor:
         self._queue: deque[_Waiting] = deque()
         self._num_candidates = 0  # that wait
         self._num_taken = 0  # requests that are not answered yet
+        self._free_runs = runs
         self._is_ready, self._is_draining, self._is_closed = True, False, False
         self._changed = threading.Condition()
-        self._turn = threading.Lock()  # of whoever scores
-        self._thread = threading.Thread(target=self._run, name="weir-scoring", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"weir-scoring-{number}", daemon=True) for number in range(runs)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def model(self) -> Model:
@@ -117,7 +121,7 @@ class Predictor:
     def predict(
         self, request: Request, started: float, timeout_seconds: float = math.inf, *, may_wait: bool = False
     ) -> Future[Prediction]:
-        """Take a request in. started: time.perf_counter when it came. may_wait: where nothing else is to be scored,
+        """Take a request in. started: time.perf_counter when it came. may_wait: where nothing waits and a run is free,
         score it on this thread, which saves two changes of threads. Raises MalformedError, LateError, OverloadedError
         and DrainingError; so may the future.
         """
@@ -137,16 +141,15 @@ class Predictor:
                 self.num_shed += 1
                 raise OverloadedError(f"{num_waiting} requests of {candidates} candidates wait already; back off")
             self._num_taken += 1
-            is_alone = may_wait and not num_waiting and self._turn.acquire(blocking=False)
-            if not is_alone:
+            is_alone = may_wait and not num_waiting and self._free_runs > 0
+            if is_alone:
+                self._free_runs -= 1
+            else:
                 self._queue.append(waiting)
                 self._num_candidates += sample.num_candidates
                 self._changed.notify()
         if is_alone:
-            try:
-                self._answer([waiting])
-            finally:
-                self._turn.release()
+            self._answer([waiting])
         return waiting.answer
 
     def drain(self, timeout_seconds: float) -> bool:
@@ -162,25 +165,24 @@ class Predictor:
         with self._changed:
             self._is_ready, self._is_draining, self._is_closed = False, True, True
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     def _run(self) -> None:
-        while self._wait():
-            with self._turn:
-                self._answer(self._next())
-
-    def _wait(self) -> bool:
-        """Until there is something to score. False: there will be nothing."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._is_closed)
-            if self._is_closed:
-                for each in self._queue:
-                    each.answer.set_exception(DrainingError("this server has ended; ask another one"))
-            return not self._is_closed
+        while batch := self._next():
+            self._answer(batch)
 
     def _next(self) -> list[_Waiting]:
-        """The requests of the next run: those that fit into it, of one model."""
+        """The requests of the next run, once there are some and a run is free: those that fit into it, of one model.
+        Empty: there will be none.
+        """
         with self._changed:
+            self._changed.wait_for(lambda: (self._queue and self._free_runs > 0) or self._is_closed)
+            if self._is_closed:
+                while self._queue:
+                    self._queue.popleft().answer.set_exception(DrainingError("this server has ended; ask another one"))
+                return []
+            self._free_runs -= 1
             batch = [self._queue.popleft()]
             total = batch[0].sample.num_candidates
             while self._queue and self._queue[0].model is batch[0].model:
@@ -192,18 +194,25 @@ class Predictor:
             return batch
 
     def _answer(self, batch: list[_Waiting]) -> None:
-        now = time.perf_counter()
-        late = [each for each in batch if each.deadline <= now]
-        for each in late:
-            each.answer.set_exception(LateError(f"the time was over after {now - each.arrived:.3f} s in the queue"))
-        self.num_late += len(late)
-        in_time = [each for each in batch if each.deadline > now] if late else batch
-        if in_time:
-            self._score(in_time, now)
-        with self._changed:
-            self._num_taken -= len(batch)
-            if self._is_draining:
-                self._changed.notify_all()
+        """In a run that the caller has taken; it is free again then."""
+        try:
+            now = time.perf_counter()
+            late = [each for each in batch if each.deadline <= now]
+            with self._changed:
+                self.num_late += len(late)
+            for each in late:
+                each.answer.set_exception(LateError(f"the time was over after {now - each.arrived:.3f} s in the queue"))
+            in_time = [each for each in batch if each.deadline > now] if late else batch
+            if in_time:
+                self._score(in_time, now)
+        finally:
+            with self._changed:
+                self._free_runs += 1
+                self._num_taken -= len(batch)
+                if self._is_draining:
+                    self._changed.notify_all()
+                elif self._queue:
+                    self._changed.notify()
 
     def _score(self, batch: list[_Waiting], began: float) -> None:
         model = batch[0].model
@@ -216,7 +225,8 @@ class Predictor:
             for each in batch:
                 each.answer.set_exception(error)
             return
-        self.num_runs += 1
+        with self._changed:
+            self.num_runs += 1
         self._observe("rows", took.rows)
         self._observe("tower", took.tower)
         for each, scored in zip(batch, found, strict=True):

@@ -49,6 +49,7 @@ class Predictions:
             capacity=options.queue,
             candidate_capacity=options.queue_candidates,
             batch_candidates=options.batch_candidates,
+            runs=options.num_runs,
             observe=self.metrics.observe,
         )
         self.metrics.watch(self.predictor, self.log)

@@ -92,6 +92,23 @@ def test_who_finds_another_at_work_waits_for_it(predictor, tower):
     assert len(second.result(20).scores) == 4
 
 
+def test_several_runs_at_once(model, tower):
+    made = Predictor(replace(model, tower=tower), capacity=3, candidate_capacity=100, batch_candidates=8, runs=2)
+    try:
+        first, second = occupy(made), occupy(made)
+        third = made.predict(request(), time.perf_counter(), may_wait=True)
+        assert made.queue == (1, 4)
+        tower.may_run.set()
+        assert [len(each.result(20).scores) for each in (first, second, third)] == [1, 1, 4]
+        assert sorted(tower.sizes[:2]) == [1, 1]
+        lone = made.predict(request(), time.perf_counter(), may_wait=True)
+        assert len(lone.result(20).scores) == 4
+    finally:
+        tower.may_run.set()
+        made.close()
+    assert made.num_runs == 4
+
+
 def test_late_requests_cost_nothing(predictor, tower):
     first, late = occupy(predictor), ask(predictor, timeout=0.01)
     time.sleep(0.05)
