@@ -39,7 +39,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
     # A restarted shard is found again at the pace of our own retries, not of gRPC's (1 s, doubling).
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 2000),  # in spite of its name what a try to connect may last
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),  # each client object has connections of its own
     ("grpc.enable_retries", 0),
