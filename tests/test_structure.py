@@ -59,7 +59,7 @@ LEVELS = [
             "ps.shard_process",
         ]
     },
-    {"config": ["workers.config", "workers.metrics", "workers.readiness"]},
+    {"config": ["workers.config", "workers.cores", "workers.metrics", "workers.readiness"]},
     {"samples": ["workers.samples"], "models": ["workers.models"]},
     {"serving": ["workers.serving"]},
     {"training": ["workers.training", "workers.exporting"]},

@@ -81,7 +81,7 @@ def serve(
     grpc_port: Annotated[int | None, typer.Option(help="[8500; 0 takes a free one]")] = None,
     http_port: Annotated[int | None, typer.Option(help="[8501; 0 takes a free one]")] = None,
     threads: Annotated[int | None, typer.Option(help="that compute one run of the tower [1]")] = None,
-    runs: Annotated[int | None, typer.Option(help="of the tower at once [cores / threads]")] = None,
+    runs: Annotated[int | None, typer.Option(help="of the tower at once [cores / threads, at most 4]")] = None,
     max_candidates: Annotated[int | None, typer.Option(help="of one request [10000]")] = None,
     queue: Annotated[int | None, typer.Option(help="requests that may wait; more are refused [64]")] = None,
     token_file: Annotated[str | None, typer.Option(help="ask for the token in this file, docs/security.md")] = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -13,6 +12,9 @@ from ps.security import SecurityOptions
 from ps.strict import Spec
 from workers.config.errors import ConfigError, dotted, explain
 from workers.config.load import set_value
+from workers.cores import usable_cores
+
+MOST_RUNS = 4  # unless more are asked for: decoding and encoding are of one interpreter
 
 
 class LogOptions(Spec):
@@ -28,7 +30,8 @@ class LogOptions(Spec):
 
 class ServeOptions(Spec):
     """host: loopback by default. grpc_port, http_port: 0 takes a free one. threads: that compute one run of the tower.
-    runs: how many of these at once; default: as many as the process's cores have room for.
+    runs: how many of these at once; default: as many as the
+    process's cores have room for, at most 4.
 
     max_candidates, max_body_bytes: of one request. queue, queue_candidates: what may wait; more is refused at once.
     batch_candidates: of small requests that are scored in one run. timeout_seconds: of requests that name none.
@@ -61,7 +64,7 @@ class ServeOptions(Spec):
     @property
     def num_runs(self) -> int:
         """Of the tower at once."""
-        return self.runs or max(1, len(os.sched_getaffinity(0)) // self.threads)
+        return self.runs or min(MOST_RUNS, max(1, usable_cores() // self.threads))
 
     @model_validator(mode="after")
     def _one_stream(self) -> ServeOptions:

@@ -17,6 +17,7 @@ from ps.placement import LocalCluster, Placement
 from ps.resharding import Move
 from ps.security import SecurityOptions
 from workers.config import Config
+from workers.cores import usable_cores
 
 
 class OpenCluster(Protocol):
@@ -213,6 +214,6 @@ def _open_ray(config: Config) -> bool:
     except NoClusterError:
         cluster = config.cluster
         needed = cluster.shards * cluster.cpus_per_shard + cluster.workers.count * cluster.workers.cpus
-        session.open_ray(None, num_cpus=max(len(os.sched_getaffinity(0)), int(-(-needed // 1))))
+        session.open_ray(None, num_cpus=max(usable_cores(), int(-(-needed // 1))))
         return True
     return False

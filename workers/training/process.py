@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
+
+from workers.cores import usable_cores
 
 
 def use_threads(threads: int | None) -> None:
     """Torch threads of this worker; None: one a core that it may run on, whatever OMP_NUM_THREADS Ray has set."""
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads or usable_cores())
