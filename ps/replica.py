@@ -142,9 +142,14 @@ class Replica:
         """now: unix seconds. The shards' clocks and this one are taken to agree."""
         with self._progress:
             partitions = [each for each in self._partitions.values() if not each.is_retired]
-            oldest = min((each.complete_at for each in partitions), default=self._began_at)
             behind = (each.published - each.total for each in partitions if each.total is not None)
-            return Lag(max(0.0, now - oldest), sum(max(0, records) for records in behind))
+            return Lag(self.age(now), sum(max(0, records) for records in behind))
+
+    def age(self, now: float) -> float:
+        """The seconds of `lag`, as every answer has them."""
+        with self._progress:
+            times = [each.complete_at for each in self._partitions.values() if not each.is_retired]
+            return max(0.0, now - min(times, default=self._began_at))
 
     def wait_until(self, positions: Mapping[int, int], timeout_seconds: float | None = None) -> bool:
         """Block until all batches before these offsets are applied. False: they are not, after so long."""

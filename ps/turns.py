@@ -9,6 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+class _Together:
+    """A block in which somebody reads. It is entered for every request, so it is no generator."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    def __enter__(self) -> None:
+        self._turns.begin_reading()
+
+    def __exit__(self, *_: object) -> None:
+        self._turns.end_reading()
+
+
 class Turns:
     """Not reentrant. One writer at a time asks: whoever has several puts a lock of their own around."""
 
@@ -17,10 +30,13 @@ class Turns:
         self._num_reading = self._num_waiting = 0
         self._num_let_in = 0  # of those that wait: they go before the next writer
         self._is_writing = self._writer_waits = False
+        self._together = _Together(self)
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Beside other readers."""
+    def together(self) -> _Together:
+        """Beside other readers, for a `with`."""
+        return self._together
+
+    def begin_reading(self) -> None:
         with self._changed:
             if self._is_writing or self._writer_waits:
                 self._num_waiting += 1
@@ -28,13 +44,12 @@ class Turns:
                 self._num_waiting -= 1
                 self._num_let_in = max(0, self._num_let_in - 1)
             self._num_reading += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._num_reading -= 1
-                if self._writer_waits and not self._num_reading:
-                    self._changed.notify_all()
+
+    def end_reading(self) -> None:
+        with self._changed:
+            self._num_reading -= 1
+            if self._writer_waits and not self._num_reading:
+                self._changed.notify_all()
 
     @contextmanager
     def alone(self) -> Iterator[None]:

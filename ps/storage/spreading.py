@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,7 @@ from ps.storage.kernels.spreading import spread_rows
 from ps.types import Floats, Rows
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
+class Spread(NamedTuple):
     """runs, segments, offsets: as kernels/spreading.py has them; runs ascend. Lines `first` to `first + number` of out
     (float32, one-dimensional) are to be written. The caller answers for all of it: nothing is checked.
     """

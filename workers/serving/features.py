@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +47,7 @@ class Bags:
         return np.concatenate([rows, sum_by_key(members, self.bags, self.num_bags)])
 
 
-@dataclass(frozen=True, slots=True)
-class TableKeys:
+class TableKeys(NamedTuple):
     """runs: whose rows belong to which of the table's fields, as ps.storage.spreading has them; those of a multi field
     are its bags, behind the keys.
     """
@@ -57,8 +57,7 @@ class TableKeys:
     bags: Bags | None
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """What the model reads of one request. dense: float32 [num_candidates, num_dense]."""
 
     num_candidates: int
@@ -87,6 +86,10 @@ class Features:
             if isinstance(field, Numeric):
                 self._intervals[name] = Intervals(field, field.slot)
 
+        self._sources = {table: [self._column_of[name] for name in names] for table, names in self.tables.items()}
+        self._is_categorical = {
+            table: [isinstance(fields[name], Categorical) for name in names] for table, names in self.tables.items()
+        }
         self._slot_bits = {
             table: np.array([fields[name].slot for name in names], np.uint64) << np.uint64(ID_BITS)
             for table, names in self.tables.items()
@@ -129,13 +132,12 @@ class Features:
         return columns
 
     def _keys(self, table: str, columns: Mapping[str, AnyColumn], request: Request) -> TableKeys:
-        names, slot_bits = self.tables[table], self._slot_bits[table]
-        sources = [self._column_of[name] for name in names]
+        names, slot_bits, sources = self.tables[table], self._slot_bits[table], self._sources[table]
         texts: dict[int, PlainTexts] = {}  # by place of the field: their keys come first
         others: dict[int, Column] = {}
-        for f, name in enumerate(names):
-            column = columns[sources[f]]
-            if isinstance(column, PlainTexts) and isinstance(self.fields[name], Categorical):
+        for f, (source, is_categorical) in enumerate(zip(sources, self._is_categorical[table], strict=True)):
+            column = columns[source]
+            if is_categorical and isinstance(column, PlainTexts):
                 texts[f] = column
             else:
                 others[f] = column.checked()

@@ -58,7 +58,7 @@ def make_model(bundle: Bundle, replica: Replica, *, threads: int) -> Model:
         manifest.serving.tables,
         {segment: read.fields for segment, read in manifest.inputs.items()},
         manifest.labels,
-        lambda: replica.lag(time.time()).seconds,
+        lambda: replica.age(time.time()),
     )
 
 

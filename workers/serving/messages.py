@@ -72,18 +72,26 @@ def keys_of_texts(columns: Sequence[PlainTexts], slot_bits: Keys) -> Keys:
     return keys
 
 
-def column_of(place: str, message: pb.Column) -> AnyColumn:
-    """Raises MalformedError."""
+def columns_of(where: str, messages: Mapping[str, pb.Column]) -> dict[str, AnyColumn]:
+    """By name. where: they stand in, for errors. Raises MalformedError."""
+    found: dict[str, AnyColumn] = {}
+    for name, message in messages.items():
+        place, texts = f"{where}.{name}", message.texts
+        if (ends := texts.ends) and not (len(ends) & 3 or message.lengths or message.missing):
+            found[name] = PlainTexts(place, texts.data, ends)
+        else:
+            found[name] = _checked(place, message)
+    return found
+
+
+def _checked(place: str, message: pb.Column) -> Column:
     lengths, missing = message.lengths, message.missing
     kind = message.WhichOneof("values")
     if kind == "texts":
         texts = message.texts
-        plain = PlainTexts(place, texts.data, texts.ends)
-        if len(plain.ends) & 3:
-            raise _not_whole(place, "texts.ends", plain.ends, 4)
-        if not lengths and not missing:
-            return plain
-        read = plain.checked()
+        if len(texts.ends) & 3:
+            raise _not_whole(place, "texts.ends", texts.ends, 4)
+        read = PlainTexts(place, texts.data, texts.ends).checked()
         values, offsets, name, count = read.values, read.offsets, read.kind, read.num_values
     elif kind is None:
         raise MalformedError(place, "has no values")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -32,16 +32,14 @@ class RowSource(Protocol):
         """Put the rows where they are wanted; how many of the keys have no row."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
+class Scored(NamedTuple):
     """scores: float32 [n, num_tasks]; not finite where the tower's logits are not."""
 
     scores: Floats
     num_unknown_keys: int
 
 
-@dataclass(frozen=True, slots=True)
-class Took:
+class Took(NamedTuple):
     """Seconds of a run, of all requests in it."""
 
     rows: float

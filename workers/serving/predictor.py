@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,8 +30,7 @@ _log = logging.getLogger("weir.serving")
 Observe = Callable[[str, float], None]  # a stage (decode, wait, rows, tower) and its seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(NamedTuple):
     """scores: float32 [num_candidates, num_tasks], in the order of `tasks`. *_seconds: of the stages of its way."""
 
     request: Request

@@ -6,8 +6,7 @@ import math
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from google.protobuf.message import DecodeError
@@ -16,7 +15,7 @@ from ps.wire import serving_pb2 as pb
 from ps.wire.reading import has_fewer_fields
 from workers.serving.columns import from_json
 from workers.serving.errors import MalformedError, TooLargeError
-from workers.serving.messages import AnyColumn, column_of
+from workers.serving.messages import AnyColumn, columns_of
 
 MAX_COLUMNS = 4096  # as many as there are slots
 _OTHER_FIELDS = 16
@@ -25,8 +24,7 @@ REQUEST_ID = r"[!-~]{1,128}"
 _JSON_KEYS = ("request_id", "version", "shared", "candidates")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """Columns by field: one row of each shared one, num_candidates rows of the others. version: '' for any."""
 
     request_id: str
@@ -51,8 +49,8 @@ def read_message(data: bytes, max_candidates: int) -> Request:
         _request_id(message.request_id),
         message.version,
         message.num_candidates,
-        {name: column_of(f"shared.{name}", column) for name, column in message.shared.items()},
-        {name: column_of(f"candidates.{name}", column) for name, column in message.candidates.items()},
+        columns_of("shared", message.shared),
+        columns_of("candidates", message.candidates),
     )
 
 

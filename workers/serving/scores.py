@@ -18,13 +18,13 @@ def scores_of(logits: Floats, labels: Mapping[str, ServedLabel]) -> Floats:
     """
     scores = np.empty(logits.shape, np.float32)
     for task, label in enumerate(labels.values()):
-        x = logits[:, task].astype(np.float64)
+        x, own = logits[:, task], scores[:, task]
         if label.score == "sigmoid":  # 0.5 + 0.5 * tanh(0.5 * x), which does not overflow
-            x *= 0.5
-            np.tanh(x, out=x)
-            x *= 0.5
-            x += 0.5
+            y = np.tanh(np.multiply(x, 0.5, dtype=np.float64))
+            y *= 0.5
+            np.add(y, 0.5, out=own, casting="same_kind")
         elif label.score == "exp":
-            np.exp(np.minimum(x, _GREATEST), out=x)
-        scores[:, task] = x
+            np.exp(np.minimum(x, _GREATEST, dtype=np.float64), out=own, casting="same_kind")
+        else:
+            own[:] = x
     return scores

@@ -12,9 +12,14 @@ from ps.wire import serving_pb2 as pb
 from workers.serving.client import _message_of
 from workers.serving.columns import MAX_TEXT_BYTES, decimal_texts, from_json
 from workers.serving.errors import MalformedError
-from workers.serving.messages import PlainTexts, column_of, keys_of_texts
+from workers.serving.messages import PlainTexts, columns_of, keys_of_texts
 
 TEXTS = st.lists(st.text(max_size=6), min_size=1, max_size=8)
+
+
+def column_of(place, message):
+    where, name = place.split(".")
+    return columns_of(where, {name: message})[name]
 
 
 def read(place="candidates.a", **fields):
@@ -28,7 +33,7 @@ def texts(values):
 
 @given(st.lists(TEXTS, min_size=1, max_size=4))
 def test_texts_hash_as_training_hashes_them(columns):
-    found = [column_of("a", pb.Column(texts=texts(values))) for values in columns]
+    found = [column_of("candidates.a", pb.Column(texts=texts(values))) for values in columns]
     slot_bits = np.arange(len(columns), dtype=np.uint64) << np.uint64(52)
     together = [pack(slot, hash_texts(values)) for slot, values in enumerate(columns)]
     assert keys_of_texts(found, slot_bits).tolist() == np.concatenate(together).tolist()
@@ -37,7 +42,7 @@ def test_texts_hash_as_training_hashes_them(columns):
         assert column.checked().hashes().tolist() == hash_texts(values).tolist()
         assert column.to_list() == values
         assert from_json("a", values).hashes().tolist() == hash_texts(values).tolist()
-        again = column_of("b", _message_of(column.checked()))
+        again = column_of("candidates.b", _message_of(column.checked()))
         assert again.to_list() == values
 
 
