@@ -97,6 +97,11 @@ def until_written(journal):
 
 def recovered_state_of_copy(folder):
     copy = folder.parent / "copy"
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(folder, copy)
+    for attempt in range(20):
+        shutil.rmtree(copy, ignore_errors=True)
+        try:
+            shutil.copytree(folder, copy)
+            break
+        except shutil.Error:  # the journal's writer renamed a file meanwhile
+            assert attempt < 19
     return recovered_state(copy)
