@@ -67,7 +67,7 @@ def hash_columns(
 def hash_integers(values: NDArray[np.int64]) -> Keys:
     """uint64 [n]: XXH64 of each value's decimal text."""
     out = np.empty(len(values), np.uint64)
-    hashing.hash_integers(np.ascontiguousarray(values, np.int64), out)
+    hashing.hash_integers(np.ascontiguousarray(values, np.int64), np.empty(20, np.uint8), out)
     return out
 
 

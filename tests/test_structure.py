@@ -235,3 +235,12 @@ def test_make_has_what_the_readme_says():
 def test_torch_is_pinned_once():
     assert re.search(r"^torch==[\d.]+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert not re.search(r"torch==", (ROOT / "pyproject.toml").read_text())
+
+
+def test_kernels_make_no_arrays():
+    """They are compiled without reference counts, so one that they make would never be freed."""
+    makers = re.compile(r"np\.(empty|zeros|ones|full|arange|array|concatenate|copy)\(")
+    kernels = {name: path.read_text() for name, path in WRITTEN.items() if name.startswith("ps.storage.kernels")}
+    exempt = {"ps.storage.kernels.row_functions", "ps.storage.kernels.generate"}  # no kernels themselves
+    assert len(kernels) > 20
+    assert not {name for name, text in kernels.items() if makers.search(text)} - exempt

@@ -136,9 +136,8 @@ def hash_columns(data, ends, columns, prefixes, mask, max_bytes, out):
 
 
 @kernel
-def hash_integers(values, out):
-    """out[i] = XXH64 of the decimal text of int64 values[i]."""
-    text = np.empty(20, np.uint8)
+def hash_integers(values, text, out):
+    """out[i] = XXH64 of the decimal text of int64 values[i]. text: uint8 [20], scratch."""
     for i in range(out.shape[0]):
         is_negative = values[i] < 0
         rest = U64(0) - U64(values[i]) if is_negative else U64(values[i])
