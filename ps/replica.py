@@ -205,9 +205,10 @@ class Replica:
             if self.num_rows or self._partitions:
                 raise RequestError("this replica has rows already: load a bundle into a new one")
             num_rows = 0
+            for name, count in manifest.rows.items():
+                self._tables[name].expect(count)
             for record, _ in live_records(manifest):
-                table = self._tables[record.table]
-                self._run(table.load(record.keys, record.images, record.layout))
+                self._run(iter([self._tables[record.table].load(record, manifest.rows[record.table])]))
                 num_rows += len(record.keys)
             with self._progress:
                 self._began_at = time.time() if at is None else at

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ps.errors import DeltaError, RequestError
 from ps.journal.frames import RowsFrame
 from ps.keys import bucket_of
-from ps.record import layout_digest
+from ps.record import Record, layout_digest
 from ps.serving_rows import unserved_table
 from ps.spec import TableSpec
 from ps.storage.shared_reading import Reader
@@ -122,10 +122,18 @@ class ServedTable:
         """Give the memory of all rows back; nobody reads them any more."""
         self._rows.clear()
 
-    def load(self, keys: Keys, images: Images, layout: str) -> Iterator[Step]:
-        """The steps that set rows of a checkpoint. Raises DeltaError for another layout."""
-        self.check(layout, "the checkpoint")
-        return self._writes(keys, images)
+    def expect(self, num_rows: int) -> None:
+        """As Table.expect."""
+        self._rows.expect(num_rows)
+
+    def load(self, record: Record, expected: int) -> Step:
+        """What takes the rows of a checkpoint's record, all at once: an index of the right size is made once. expected:
+        rows that the table is to have in the end, about. Raises DeltaError for another layout.
+        """
+        self.check(record.layout, "the checkpoint")
+        of_bucket = expected // self._rows.num_buckets
+        load = partial(self._rows.load_images, record.bucket, record.keys, record.images, expected=of_bucket)
+        return len(record.keys), load
 
     def check(self, layout: str, source: str) -> None:
         """Raise DeltaError unless images of this layout are this table's."""

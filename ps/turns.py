@@ -26,7 +26,8 @@ class Turns:
     """Not reentrant. One writer at a time asks: whoever has several puts a lock of their own around."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._num_reading = self._num_waiting = 0
         self._num_let_in = 0  # of those that wait: they go before the next writer
         self._is_writing = self._writer_waits = False
@@ -37,7 +38,7 @@ class Turns:
         return self._together
 
     def begin_reading(self) -> None:
-        with self._changed:
+        with self._lock:
             if self._is_writing or self._writer_waits:
                 self._num_waiting += 1
                 self._changed.wait_for(self._may_read)
@@ -46,7 +47,7 @@ class Turns:
             self._num_reading += 1
 
     def end_reading(self) -> None:
-        with self._changed:
+        with self._lock:
             self._num_reading -= 1
             if self._writer_waits and not self._num_reading:
                 self._changed.notify_all()
@@ -54,14 +55,14 @@ class Turns:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Beside nobody."""
-        with self._changed:
+        with self._lock:
             self._writer_waits = True
             self._changed.wait_for(lambda: not self._num_reading and not self._num_let_in)
             self._writer_waits, self._is_writing = False, True
         try:
             yield
         finally:
-            with self._changed:
+            with self._lock:
                 self._is_writing, self._num_let_in = False, self._num_waiting
                 self._changed.notify_all()
 

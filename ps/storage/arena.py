@@ -89,13 +89,11 @@ class Arena:
                 start = self._top = self._top - units
         self.used_units += units
         if not self._huge_rows and self._bottom * UNIT_BYTES >= _HUGE_ROWS_FROM:
-            self._huge_rows = True
-            self._advise_huge_pages(0, len(self._map) // 2)
+            self._make_rows_huge()
         if self._collapsed < _HUGE_ROWS_FROM and self._bottom * UNIT_BYTES >= self._next_collapse:
             self._collapse()
         if not self._huge_indexes and (self.num_units - self._top) * UNIT_BYTES >= _HUGE_INDEXES_FROM:
-            self._huge_indexes = True
-            self._advise_huge_pages(len(self._map) // 2, len(self._map) - len(self._map) // 2)
+            self._make_indexes_huge()
         return start
 
     def release(self, start: int, units: int) -> None:
@@ -116,13 +114,15 @@ class Arena:
         if high > low:
             self._map.madvise(mmap.MADV_DONTNEED, low * mmap.PAGESIZE, (high - low) * mmap.PAGESIZE)
 
-    def expect(self, num_bytes: int) -> None:
-        """About so many bytes of rows are to come, and there are none: with huge pages from the first one on, where
-        they pay, none need be made of small ones later.
+    def expect(self, row_bytes: int, index_bytes: int) -> None:
+        """About so many bytes of rows and indexes are to come, and there are none: with huge pages from the first one
+        on, where they pay, none need be made of small ones later, and none stay small.
         """
-        if num_bytes >= _HUGE_ROWS_FROM and not self._huge_rows:
-            self._huge_rows, self._collapsed = True, _HUGE_ROWS_FROM
-            self._advise_huge_pages(0, len(self._map) // 2)
+        if row_bytes >= _HUGE_ROWS_FROM and not self._huge_rows:
+            self._collapsed = _HUGE_ROWS_FROM
+            self._make_rows_huge()
+        if index_bytes >= _HUGE_INDEXES_FROM and not self._huge_indexes:
+            self._make_indexes_huge()
 
     def clear(self) -> None:
         """Take everything back."""
@@ -131,6 +131,14 @@ class Arena:
         if top < len(self._map):
             self._map.madvise(mmap.MADV_DONTNEED, top, len(self._map) - top)
         self._begin()
+
+    def _make_rows_huge(self) -> None:
+        self._huge_rows = True
+        self._advise_huge_pages(0, len(self._map) // 2)
+
+    def _make_indexes_huge(self) -> None:
+        self._huge_indexes = True
+        self._advise_huge_pages(len(self._map) // 2, len(self._map) - len(self._map) // 2)
 
     def _advise_huge_pages(self, start: int, length: int) -> None:
         """For what of a part of the memory is touched from now on."""

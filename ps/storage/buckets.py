@@ -88,6 +88,11 @@ class Buckets:
         index.count_by_bucket(keys, self.num_buckets.bit_length() - 1, counts[kind])
         return counts.reshape(-1)
 
+    def expect(self, num_rows: int) -> None:
+        """About so many rows are to come, and there are none: see Arena.expect."""
+        index_bytes = int(num_rows / _FULL) * self.arena.words.itemsize
+        self.arena.expect(num_rows * self.layout.kinds[FULL].row_bytes, index_bytes)
+
     def reserve(self, new_rows: NDArray[np.int64]) -> None:
         """Make room for so many more rows of each line, fewer where it is negative. Raises MemoryLimitError, and
         changes nothing, if there is none.

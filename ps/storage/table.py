@@ -325,8 +325,8 @@ class Table:
         self.admission.drop_bucket(bucket)
 
     def expect(self, num_rows: int) -> None:
-        """So many rows are about to come to an empty table: see Arena.expect."""
-        self.arena.expect(num_rows * self.bytes_per_row)
+        """About so many rows are to come to an empty table: see Arena.expect."""
+        self._buckets.expect(num_rows)
 
     def clear(self) -> None:
         """Delete all rows and give their memory back."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -90,6 +91,7 @@ class Features:
         self._is_categorical = {
             table: [isinstance(fields[name], Categorical) for name in names] for table, names in self.tables.items()
         }
+        self._categorical_tables = {table for table, are in self._is_categorical.items() if all(are)}
         self._slot_bits = {
             table: np.array([fields[name].slot for name in names], np.uint64) << np.uint64(ID_BITS)
             for table, names in self.tables.items()
@@ -133,6 +135,10 @@ class Features:
 
     def _keys(self, table: str, columns: Mapping[str, AnyColumn], request: Request) -> TableKeys:
         names, slot_bits, sources = self.tables[table], self._slot_bits[table], self._sources[table]
+        steps = tuple([source not in request.shared for source in sources])
+        plain = [column for source in sources if type(column := columns[source]) is PlainTexts]
+        if len(plain) == len(names) and table in self._categorical_tables:  # the most common by far
+            return TableKeys(keys_of_texts(plain, slot_bits), _plain_runs(steps, request.num_candidates), None)
         texts: dict[int, PlainTexts] = {}  # by place of the field: their keys come first
         others: dict[int, Column] = {}
         for f, (source, is_categorical) in enumerate(zip(sources, self._is_categorical[table], strict=True)):
@@ -166,13 +172,19 @@ class Features:
         keys = parts[0] if len(parts) == 1 else np.concatenate(parts)
         for f in pooled.fields:
             starts[f] += num_keys
-        steps = [int(source not in request.shared) for source in sources]
-        return TableKeys(keys, _runs(tuple(starts), tuple(steps), request.num_candidates), pooled.bags())
+        return TableKeys(keys, _runs(tuple(starts), steps, request.num_candidates), pooled.bags())
 
 
 @lru_cache(1024)
-def _runs(starts: tuple[int, ...], steps: tuple[int, ...], num_candidates: int) -> Runs:
-    """Of fields whose rows begin there, and go on with each candidate where the step is 1. Requests of one caller are
+def _plain_runs(steps: tuple[bool, ...], num_candidates: int) -> Runs:
+    """As `_runs`, of fields whose rows stand one behind the other."""
+    counts = [num_candidates if step else 1 for step in steps]
+    return _runs((0, *accumulate(counts[:-1])), steps, num_candidates)
+
+
+@lru_cache(1024)
+def _runs(starts: tuple[int, ...], steps: tuple[bool, ...], num_candidates: int) -> Runs:
+    """Of fields whose rows begin there, and go on with each candidate where `steps` says so. Requests of one caller are
     alike.
     """
     counts = [num_candidates if step else 1 for step in steps]

@@ -112,7 +112,7 @@ class GrpcService:
         """
         started = time.perf_counter()
         request = read_message(data, self._options.max_candidates)
-        prediction = self._predictor.predict(request, started, timeout, may_wait=True).result()
+        prediction = self._predictor.predict(request, started, timeout)
         encoding = time.perf_counter()
         reply = encode(prediction)
         self._metrics.observe("encode", time.perf_counter() - encoding)

@@ -99,7 +99,7 @@ class HttpApplication:
                 parsed = await asyncio.to_thread(read_json, body, self._options.max_candidates)
             else:
                 parsed = read_json(body, self._options.max_candidates)
-            answer = self._predictor.predict(parsed, started, timeout or self._options.timeout_seconds)
+            answer = self._predictor.submit(parsed, started, timeout or self._options.timeout_seconds)
             prediction = await asyncio.wrap_future(answer)
         finally:
             self._num_bodies -= 1

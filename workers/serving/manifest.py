@@ -6,7 +6,8 @@ holds data only: no module is named that reading it would import.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
@@ -40,6 +41,10 @@ class TowerInput(Spec):
     dim: int = Field(ge=1, strict=True)
 
 
+_Score: TypeAlias = Literal["sigmoid", "exp", "identity"]
+_SCORES: Final[Mapping[str, _Score]] = {"binary": "sigmoid", "weight": "exp", "real": "identity"}
+
+
 class ServedLabel(Spec):
     """A task, a column of the logits. score: what is answered. binary: P(1), the logit's sigmoid. weight: exp(logit),
     the odds, which estimate the expected weight (workers/models/losses.py). real: the logit.
@@ -48,9 +53,8 @@ class ServedLabel(Spec):
     type: Literal["binary", "weight", "real"]
 
     @property
-    def score(self) -> Literal["sigmoid", "exp", "identity"]:
-        scores: dict[str, Literal["sigmoid", "exp", "identity"]] = {"binary": "sigmoid", "weight": "exp"}
-        return scores.get(self.type, "identity")
+    def score(self) -> _Score:
+        return _SCORES[self.type]
 
 
 class FileEntry(Spec):

@@ -23,12 +23,16 @@ from workers.serving.errors import MalformedError
 class PlainTexts:
     """A column of texts, one a row and none missing, as it came. Nothing is checked but that there are whole ends."""
 
-    __slots__ = ("data", "ends", "num_rows", "place")
+    __slots__ = ("_name", "_where", "data", "ends", "num_rows")
     lengths: Final = None
 
-    def __init__(self, place: str, data: bytes, ends: bytes) -> None:
+    def __init__(self, where: str, name: str, data: bytes, ends: bytes) -> None:
         """data: the texts, end to end. ends: uint32 [rows], where each ends in data."""
-        self.place, self.data, self.ends, self.num_rows = place, data, ends, len(ends) >> 2
+        self._where, self._name, self.data, self.ends, self.num_rows = where, name, data, ends, len(ends) >> 2
+
+    @property
+    def place(self) -> str:
+        return f"{self._where}.{self._name}"
 
     def checked(self) -> Column:
         """Raises MalformedError."""
@@ -76,30 +80,30 @@ def columns_of(where: str, messages: Mapping[str, pb.Column]) -> dict[str, AnyCo
     """By name. where: they stand in, for errors. Raises MalformedError."""
     found: dict[str, AnyColumn] = {}
     for name, message in messages.items():
-        place, texts = f"{where}.{name}", message.texts
+        texts = message.texts
         if (ends := texts.ends) and not (len(ends) & 3 or message.lengths or message.missing):
-            found[name] = PlainTexts(place, texts.data, ends)
+            found[name] = PlainTexts(where, name, texts.data, ends)
         else:
-            found[name] = _checked(place, message)
+            found[name] = _checked(where, name, message)
     return found
 
 
-def _checked(place: str, message: pb.Column) -> Column:
-    lengths, missing = message.lengths, message.missing
+def _checked(where: str, name: str, message: pb.Column) -> Column:
+    place, lengths, missing = f"{where}.{name}", message.lengths, message.missing
     kind = message.WhichOneof("values")
     if kind == "texts":
         texts = message.texts
         if len(texts.ends) & 3:
             raise _not_whole(place, "texts.ends", texts.ends, 4)
-        read = PlainTexts(place, texts.data, texts.ends).checked()
-        values, offsets, name, count = read.values, read.offsets, read.kind, read.num_values
+        read = PlainTexts(where, name, texts.data, texts.ends).checked()
+        values, offsets, is_a, count = read.values, read.offsets, read.kind, read.num_values
     elif kind is None:
         raise MalformedError(place, "has no values")
     else:
-        dtype, name = _ARRAYS[kind]
+        dtype, is_a = _ARRAYS[kind]
         values, offsets = _array(place, kind, getattr(message, kind), dtype), None
         count = len(values)
-        if name == "numbers":
+        if is_a == "numbers":
             values = values.astype(np.float64)
     rows = marks = None
     if lengths:
@@ -110,9 +114,9 @@ def _checked(place: str, message: pb.Column) -> Column:
         marks = _array(place, "missing", missing, "u1") != 0
         if len(marks) != count:
             raise MalformedError(place, f"missing has {len(marks)} marks for {count} values")
-    if name == "numbers":
+    if is_a == "numbers":
         check_finite(place, values, marks)
-    return Column(place, name, values, offsets, rows, marks)
+    return Column(place, is_a, values, offsets, rows, marks)
 
 
 _ARRAYS: Mapping[str, tuple[str, Kind]] = {

@@ -23,16 +23,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from workers.serving.prediction_log import PredictionLog
 from workers.serving.predictor import Predictor
+from workers.serving.stages import StageSeconds
 from workers.serving.switching import Switcher
 
 _STAGES = ("decode", "wait", "rows", "tower", "encode")
-_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 class Metrics:
@@ -46,14 +46,9 @@ class Metrics:
         self._answered: dict[tuple[str, str], Counter] = {}
         self._candidates = Counter("weir_serving_candidates", "Candidates scored", registry=self.registry)
         self._unknown = Counter("weir_serving_unknown_keys", "Keys without a row", registry=self.registry)
-        seconds = Histogram(
-            "weir_serving_seconds", "Seconds of each stage", ["stage"], buckets=_BUCKETS, registry=self.registry
-        )
-        self._seconds = {stage: seconds.labels(stage) for stage in _STAGES}
-
-    def observe(self, stage: str, seconds: float) -> None:
-        """Count the time of a stage."""
-        self._seconds[stage].observe(seconds)
+        seconds = StageSeconds("weir_serving_seconds", "Seconds of each stage", _STAGES)
+        self.registry.register(seconds)
+        self.observe = seconds.observe
 
     def answered(self, protocol: str, status: str, num_candidates: int = 0, num_unknown_keys: int = 0) -> None:
         """Count an answer."""

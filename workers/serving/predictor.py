@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -50,14 +50,14 @@ class Prediction(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _Taken:
     request: Request
     sample: Sample
     model: Model
     decode_seconds: float
     deadline: float  # of time.perf_counter
-    arrived: float = field(default_factory=time.perf_counter)
-    answer: Future[Prediction] = field(default_factory=Future)
+    arrived: float
+    answer: Future[Prediction] | None = None  # of one that waits in the queue
 
 
 class Predictor:
@@ -81,14 +81,16 @@ class Predictor:
         self.num_shed = self.num_late = self.num_runs = 0
         # Why what answers is not what should: another version, or newer rows. Empty where it is.
         self.trouble: Callable[[], str] = lambda: ""
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[_Taken] = deque()
         self._num_candidates = 0  # that wait
         self._num_taken = 0  # requests that are not answered yet
         self._free_runs = runs
         self._is_ready, self._is_draining, self._is_closed = True, False, False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._threads = [
-            threading.Thread(target=self._run, name=f"weir-scoring-{number}", daemon=True) for number in range(runs)
+            threading.Thread(target=self._score_queue, name=f"weir-scoring-{number}", daemon=True)
+            for number in range(runs)
         ]
         for thread in self._threads:
             thread.start()
@@ -118,39 +120,60 @@ class Predictor:
             before, self._model = self._model, model
         return before
 
-    def predict(
-        self, request: Request, started: float, timeout_seconds: float = math.inf, *, may_wait: bool = False
-    ) -> Future[Prediction]:
-        """Take a request in. started: time.perf_counter when it came. may_wait: where nothing waits and a run is free,
-        score it on this thread, which saves two changes of threads. Raises MalformedError, LateError, OverloadedError
-        and DrainingError; so may the future.
+    def predict(self, request: Request, started: float, timeout_seconds: float = math.inf) -> Prediction:
+        """Answer a request. started: time.perf_counter when it came. Where nothing waits and a run is free, it is
+        scored on this thread, which saves two changes of threads. Raises MalformedError, LateError, OverloadedError and
+        DrainingError.
         """
+        taken = self._read(request, started, timeout_seconds)
+        with self._lock:
+            self._admit(taken)
+            is_alone = not self._queue and self._free_runs > 0
+            if is_alone:
+                self._free_runs -= 1
+            else:
+                answer = self._enqueue(taken)
+        if not is_alone:
+            return answer.result()
+        (found,) = self._run([taken])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def submit(self, request: Request, started: float, timeout_seconds: float = math.inf) -> Future[Prediction]:
+        """As `predict`, but another thread scores it. What `predict` raises, this does, or the future."""
+        taken = self._read(request, started, timeout_seconds)
+        with self._lock:
+            self._admit(taken)
+            return self._enqueue(taken)
+
+    def _read(self, request: Request, started: float, timeout_seconds: float) -> _Taken:
         model = self._model
         if request.version and request.version != model.version:
             raise UnknownVersionError("version", f"{request.version!r} is not served here; {model.version!r} is")
         sample = model.features.read(request)
         now = time.perf_counter()
-        waiting = _Waiting(request, sample, model, now - started, started + timeout_seconds, now)
-        with self._changed:
-            if self._is_draining:
-                raise DrainingError("this server is about to end; ask another one")
-            num_waiting, candidates = len(self._queue), self._num_candidates
-            # A request beyond the capacity alone is let in where nothing waits.
-            too_many = num_waiting and candidates + sample.num_candidates > self._candidate_capacity
-            if num_waiting >= self._capacity or too_many:
-                self.num_shed += 1
-                raise OverloadedError(f"{num_waiting} requests of {candidates} candidates wait already; back off")
-            self._num_taken += 1
-            is_alone = may_wait and not num_waiting and self._free_runs > 0
-            if is_alone:
-                self._free_runs -= 1
-            else:
-                self._queue.append(waiting)
-                self._num_candidates += sample.num_candidates
-                self._changed.notify()
-        if is_alone:
-            self._answer([waiting])
-        return waiting.answer
+        return _Taken(request, sample, model, now - started, started + timeout_seconds, now)
+
+    def _admit(self, taken: _Taken) -> None:
+        """Locked."""
+        if self._is_draining:
+            raise DrainingError("this server is about to end; ask another one")
+        num_waiting, candidates = len(self._queue), self._num_candidates
+        # A request beyond the capacity alone is let in where nothing waits.
+        too_many = num_waiting and candidates + taken.sample.num_candidates > self._candidate_capacity
+        if num_waiting >= self._capacity or too_many:
+            self.num_shed += 1
+            raise OverloadedError(f"{num_waiting} requests of {candidates} candidates wait already; back off")
+        self._num_taken += 1
+
+    def _enqueue(self, taken: _Taken) -> Future[Prediction]:
+        """Locked."""
+        taken.answer = answer = Future[Prediction]()
+        self._queue.append(taken)
+        self._num_candidates += taken.sample.num_candidates
+        self._changed.notify()
+        return answer
 
     def drain(self, timeout_seconds: float) -> bool:
         """Take no more requests, and wait until all that were taken are answered. False: some are not, after so
@@ -168,11 +191,16 @@ class Predictor:
         for thread in self._threads:
             thread.join()
 
-    def _run(self) -> None:
+    def _score_queue(self) -> None:
         while batch := self._next():
-            self._answer(batch)
+            for taken, found in zip(batch, self._run(batch), strict=True):
+                assert taken.answer is not None
+                if isinstance(found, Exception):
+                    taken.answer.set_exception(found)
+                else:
+                    taken.answer.set_result(found)
 
-    def _next(self) -> list[_Waiting]:
+    def _next(self) -> list[_Taken]:
         """The requests of the next run, once there are some and a run is free: those that fit into it, of one model.
         Empty: there will be none.
         """
@@ -180,7 +208,9 @@ class Predictor:
             self._changed.wait_for(lambda: (self._queue and self._free_runs > 0) or self._is_closed)
             if self._is_closed:
                 while self._queue:
-                    self._queue.popleft().answer.set_exception(DrainingError("this server has ended; ask another one"))
+                    answer = self._queue.popleft().answer
+                    assert answer is not None
+                    answer.set_exception(DrainingError("this server has ended; ask another one"))
                 return []
             self._free_runs -= 1
             batch = [self._queue.popleft()]
@@ -193,20 +223,20 @@ class Predictor:
             self._num_candidates -= sum(each.sample.num_candidates for each in batch)
             return batch
 
-    def _answer(self, batch: list[_Waiting]) -> None:
-        """In a run that the caller has taken; it is free again then."""
+    def _run(self, batch: list[_Taken]) -> list[Prediction | Exception]:
+        """The answer to each, in a run that the caller has taken; it is free again then."""
         try:
             now = time.perf_counter()
-            late = [each for each in batch if each.deadline <= now]
-            with self._changed:
+            late = [taken for taken in batch if taken.deadline <= now]
+            if not late:
+                return self._score(batch, now)
+            with self._lock:
                 self.num_late += len(late)
-            for each in late:
-                each.answer.set_exception(LateError(f"the time was over after {now - each.arrived:.3f} s in the queue"))
-            in_time = [each for each in batch if each.deadline > now] if late else batch
-            if in_time:
-                self._score(in_time, now)
+            in_time = [taken for taken in batch if taken.deadline > now]
+            found = iter(self._score(in_time, now) if in_time else ())
+            return [_late(now - taken.arrived) if taken.deadline <= now else next(found) for taken in batch]
         finally:
-            with self._changed:
+            with self._lock:
                 self._free_runs += 1
                 self._num_taken -= len(batch)
                 if self._is_draining:
@@ -214,39 +244,43 @@ class Predictor:
                 elif self._queue:
                     self._changed.notify()
 
-    def _score(self, batch: list[_Waiting], began: float) -> None:
+    def _score(self, batch: list[_Taken], began: float) -> list[Prediction | Exception]:
         model = batch[0].model
         try:
-            found, took = model.score([each.sample for each in batch])
+            found, took = model.score([taken.sample for taken in batch])
             age = model.age_seconds()
         except Exception as error:
             if not isinstance(error, WeirError):
                 _log.error("a run failed unexpectedly", exc_info=error)
-            for each in batch:
-                each.answer.set_exception(error)
-            return
-        with self._changed:
+            return [error] * len(batch)
+        with self._lock:
             self.num_runs += 1
         self._observe("rows", took.rows)
         self._observe("tower", took.tower)
-        for each, scored in zip(batch, found, strict=True):
-            wait = began - each.arrived
-            self._observe("decode", each.decode_seconds)
+        answers: list[Prediction | Exception] = []
+        for taken, scored in zip(batch, found, strict=True):
+            wait = began - taken.arrived
+            self._observe("decode", taken.decode_seconds)
             self._observe("wait", wait)
             if not np.isfinite(scored.scores).all():
-                each.answer.set_exception(UnscorableError("scores are not finite; are dense values beyond all reason?"))
+                answers.append(UnscorableError("scores are not finite; are dense values beyond all reason?"))
                 continue
-            each.answer.set_result(
+            answers.append(
                 Prediction(
-                    each.request,
+                    taken.request,
                     scored.scores,
                     model.tasks,
                     model.version,
                     age,
                     scored.num_unknown_keys,
-                    each.decode_seconds,
+                    taken.decode_seconds,
                     wait,
                     took.rows,
                     took.tower,
                 )
             )
+        return answers
+
+
+def _late(seconds: float) -> LateError:
+    return LateError(f"the time was over after {seconds:.3f} s in the queue")

@@ -18,13 +18,16 @@ def scores_of(logits: Floats, labels: Mapping[str, ServedLabel]) -> Floats:
     """
     scores = np.empty(logits.shape, np.float32)
     for task, label in enumerate(labels.values()):
-        x, own = logits[:, task], scores[:, task]
-        if label.score == "sigmoid":  # 0.5 + 0.5 * tanh(0.5 * x), which does not overflow
-            y = np.tanh(np.multiply(x, 0.5, dtype=np.float64))
+        score, x = label.score, logits[:, task]
+        if score == "sigmoid":  # 0.5 + 0.5 * tanh(0.5 * x), which does not overflow
+            y = x.astype(np.float64)
             y *= 0.5
-            np.add(y, 0.5, out=own, casting="same_kind")
-        elif label.score == "exp":
-            np.exp(np.minimum(x, _GREATEST, dtype=np.float64), out=own, casting="same_kind")
+            np.tanh(y, y)
+            y *= 0.5
+            y += 0.5
+            scores[:, task] = y
+        elif score == "exp":
+            scores[:, task] = np.exp(np.minimum(x, _GREATEST, dtype=np.float64))
         else:
-            own[:] = x
+            scores[:, task] = x
     return scores

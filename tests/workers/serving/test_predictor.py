@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -18,16 +19,18 @@ USERS = ["0", "7", "19", "none"]
 
 
 class HeldTower:
-    """A tower that waits until it may run. sizes: of its runs."""
+    """A tower that waits until it may run. sizes, threads: of its runs."""
 
     def __init__(self, tower):
         self.inputs, self._tower = tower.inputs, tower
-        self.may_run, self.sizes, self.error = threading.Event(), [], None
+        self.may_run, self.error = threading.Event(), None
+        self.sizes, self.threads = [], []
 
     def run(self, feeds):
         assert self.may_run.wait(20)
         if self.error is not None:
             raise self.error
+        self.threads.append(threading.get_ident())
         self.sizes.append(len(next(iter(feeds.values()))))
         return self._tower.run(feeds)
 
@@ -52,7 +55,7 @@ def request(users=USERS, **fields):
 
 
 def ask(predictor, users=USERS, timeout=20.0, **fields):
-    return predictor.predict(request(users, **fields), time.perf_counter(), timeout)
+    return predictor.submit(request(users, **fields), time.perf_counter(), timeout)
 
 
 def occupy(predictor):
@@ -78,31 +81,37 @@ def test_what_waits_is_scored_together_up_to_the_limit(model, predictor, tower):
 
 def test_a_lone_request_may_be_scored_by_its_own_thread(predictor, tower):
     tower.may_run.set()
-    answer = predictor.predict(request(), time.perf_counter(), may_wait=True)
-    assert answer.done()
-    assert len(answer.result().scores) == 4
+    assert len(predictor.predict(request(), time.perf_counter()).scores) == 4
+    assert tower.threads == [threading.get_ident()]
+    tower.error = WeirError("no rows")
+    with pytest.raises(WeirError, match="no rows"):
+        predictor.predict(request(), time.perf_counter())
+    with pytest.raises(LateError, match="the time was over"):
+        predictor.predict(request(), time.perf_counter(), timeout_seconds=0.0)
+    assert predictor.drain(5)
 
 
 def test_who_finds_another_at_work_waits_for_it(predictor, tower):
     first = occupy(predictor)
-    second = predictor.predict(request(), time.perf_counter(), may_wait=True)
-    assert not second.done()
-    tower.may_run.set()
-    assert len(first.result(20).scores) == 1
-    assert len(second.result(20).scores) == 4
+    with ThreadPoolExecutor(1) as asking:
+        second = asking.submit(predictor.predict, request(), time.perf_counter())
+        wait_for(lambda: predictor.queue == (1, 4))
+        assert not second.done()
+        tower.may_run.set()
+        assert len(first.result(20).scores) == 1
+        assert len(second.result(20).scores) == 4
 
 
 def test_several_runs_at_once(model, tower):
     made = Predictor(replace(model, tower=tower), capacity=3, candidate_capacity=100, batch_candidates=8, runs=2)
     try:
         first, second = occupy(made), occupy(made)
-        third = made.predict(request(), time.perf_counter(), may_wait=True)
+        third = ask(made)
         assert made.queue == (1, 4)
         tower.may_run.set()
         assert [len(each.result(20).scores) for each in (first, second, third)] == [1, 1, 4]
         assert sorted(tower.sizes) == [1, 1, 4]
-        lone = made.predict(request(), time.perf_counter(), may_wait=True)
-        assert len(lone.result(20).scores) == 4
+        assert len(made.predict(request(), time.perf_counter()).scores) == 4
     finally:
         tower.may_run.set()
         made.close()
@@ -174,7 +183,7 @@ def test_a_failed_run_fails_its_requests_alone(predictor, tower):
 def test_scores_that_are_not_finite_are_refused_alone(predictor, tower):
     first = occupy(predictor)
     message = encode({"tags": ""}, {"user": ["0"], "price": np.array([1.0])})
-    good = predictor.predict(read_message(message, 10), time.perf_counter(), 20)
+    good = predictor.submit(read_message(message, 10), time.perf_counter(), 20)
     broken = ask(predictor)
     broken_request = predictor._queue[-1]
     broken_request.sample.dense[:] = np.nan
