@@ -22,7 +22,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from typing import Annotated, Any, TypeAlias
 
 import msgpack
 from pydantic import BaseModel, Field, ValidationError
+from zlib_ng.zlib_ng import crc32
 
 from ps.errors import CheckpointError, RequestError
 from ps.places import Place, joined, open_place, reason, relative
@@ -117,7 +117,7 @@ def write_part(directory: str | Path, shard: int, num_shards: int, pieces: Itera
             for piece in pieces:
                 file.write(piece)
                 num_bytes += len(piece)
-                crc = zlib.crc32(piece, crc)
+                crc = crc32(piece, crc)
     except OSError as error:
         raise CheckpointError(
             f"shard {shard} cannot write {directory}/{name}: {reason(error)}; free space or choose another folder"
@@ -360,4 +360,4 @@ def _check_complete(manifest: Manifest) -> None:
 
 
 def _json_crc(body: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(body, sort_keys=True).encode())
+    return crc32(json.dumps(body, sort_keys=True).encode())

@@ -25,13 +25,13 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeAlias
 
 import msgpack
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
 from ps.errors import CheckpointError
 from ps.types import Images, Keys
@@ -68,7 +68,7 @@ def layout_digest(layout: str) -> str:
 def encode_frame(header: dict[str, Any]) -> bytes:
     """A frame without a body."""
     packed: bytes = msgpack.packb(header)
-    return _FRAME.pack(len(packed), zlib.crc32(packed)) + packed
+    return _FRAME.pack(len(packed), crc32(packed)) + packed
 
 
 def record_pieces(record: Record) -> tuple[Buffer, ...]:
@@ -91,7 +91,7 @@ def record_pieces(record: Record) -> tuple[Buffer, ...]:
     body = [np.ascontiguousarray(array).data.cast("B") for array in arrays if array.size]
     crc = 0
     for piece in body:
-        crc = zlib.crc32(piece, crc)
+        crc = crc32(piece, crc)
     return (head, *body, _CRC.pack(crc))
 
 
@@ -126,7 +126,7 @@ class FrameReader:
         if length > _MAX_HEADER_BYTES:
             raise self.damaged(offset, f"a header of {length} bytes")
         packed = self._take(length, offset)
-        if zlib.crc32(packed) != crc:
+        if crc32(packed) != crc:
             raise self.damaged(offset, "the checksum of a header differs")
         try:
             header = msgpack.unpackb(packed)
@@ -168,7 +168,7 @@ class FrameReader:
             return None
         body = self._take(num_bytes, offset)
         (crc,) = _CRC.unpack(self._take(_CRC.size, offset))
-        if zlib.crc32(body) != crc:
+        if crc32(body) != crc:
             raise self.damaged(offset, f"the checksum of {count} rows of table {header['table']!r} differs")
         keys = np.frombuffer(body, "<u8", count)
         images = np.frombuffer(body, np.uint8, offset=8 * count).reshape(count, image_bytes)

@@ -23,12 +23,12 @@ from __future__ import annotations
 import io
 import math
 import struct
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
 import msgpack
+from zlib_ng.zlib_ng import crc32
 
 from ps.errors import DeltaError, RequestError
 from ps.journal.frames import JournalReader, RowsFrame, encode_commit
@@ -155,7 +155,7 @@ def has_end(data: bytes) -> bool:
         for start in range(max(0, place - _BEFORE_SIGN), place - _FRAME.size):
             length, crc = _FRAME.unpack_from(data, start)
             end = start + _FRAME.size + length
-            if place < end <= len(data) and zlib.crc32(data[start + _FRAME.size : end]) == crc:
+            if place < end <= len(data) and crc32(data[start + _FRAME.size : end]) == crc:
                 return True
         place = data.find(_END_SIGN, place + 1)
     return False

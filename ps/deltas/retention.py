@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from zlib_ng.zlib_ng import crc32
 
 from ps.errors import RequestError
 from ps.places import LocalPlace
@@ -71,4 +72,4 @@ def _file(name: str) -> str:
 
 
 def _crc(body: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(body, sort_keys=True).encode())
+    return crc32(json.dumps(body, sort_keys=True).encode())

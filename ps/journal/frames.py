@@ -24,13 +24,13 @@ Numbers rise by one. The commit says what is remembered as applied:
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng.zlib_ng import crc32
 
 from ps.errors import JournalError
 from ps.record import VERSION, Buffer, Frame, FrameReader, encode_frame
@@ -89,7 +89,7 @@ def with_checksum(pieces: Sequence[Buffer]) -> list[Buffer]:
     """
     crc = 0
     for piece in pieces[1:]:
-        crc = zlib.crc32(piece, crc)
+        crc = crc32(piece, crc)
     return [*pieces, crc.to_bytes(_CRC_BYTES, "little")]
 
 
@@ -128,7 +128,7 @@ class JournalReader(FrameReader):
         num_bytes = full * (8 + full_bytes) + early * (8 + early_bytes) + 8 * removed + 12 * gathered
         body = self._take(num_bytes, offset)
         crc = int.from_bytes(self._take(_CRC_BYTES, offset), "little")
-        if zlib.crc32(body) != crc:
+        if crc32(body) != crc:
             raise self.damaged(offset, f"the checksum of {full + early} rows of table {header['table']!r} differs")
         at = 0
 

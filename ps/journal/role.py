@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
+
+from zlib_ng.zlib_ng import crc32
 
 from ps.errors import JournalError
 from ps.places import sync_folder
@@ -65,4 +66,4 @@ def remove_role(folder: Path) -> None:
 
 
 def _crc(body: Mapping[str, object]) -> int:
-    return zlib.crc32(json.dumps(body, sort_keys=True).encode())
+    return crc32(json.dumps(body, sort_keys=True).encode())

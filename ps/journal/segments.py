@@ -15,13 +15,14 @@ from __future__ import annotations
 import os
 import re
 import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from zlib_ng.zlib_ng import crc32
 
 from ps.errors import JournalError
 from ps.journal.frames import RowsFrame, open_reader
@@ -71,14 +72,14 @@ class Acknowledged:
     def read(self) -> tuple[SegmentName, int] | None:
         """Segment and offset; None where nothing was acknowledged, or it cannot be told."""
         data = os.pread(self._file, _ACKNOWLEDGED.size, 0)
-        if len(data) != _ACKNOWLEDGED.size or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        if len(data) != _ACKNOWLEDGED.size or crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
             return None
         epoch, first, offset, _ = _ACKNOWLEDGED.unpack(data)
         return SegmentName(epoch, first), offset
 
     def write(self, name: SegmentName, offset: int) -> None:
         data = _ACKNOWLEDGED.pack(name.epoch, name.first, offset, 0)[:-4]
-        os.pwrite(self._file, data + zlib.crc32(data).to_bytes(4, "little"), 0)
+        os.pwrite(self._file, data + crc32(data).to_bytes(4, "little"), 0)
 
     def close(self) -> None:
         os.close(self._file)

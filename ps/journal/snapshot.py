@@ -15,12 +15,13 @@ import queue
 import re
 import threading
 import time
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from zlib_ng.zlib_ng import crc32
 
 from ps import checkpoint
 from ps.errors import JournalError
@@ -183,4 +184,4 @@ def remove_snapshots(folder: Path, *, kept: str) -> None:
 
 
 def _crc(body: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(body, sort_keys=True).encode())
+    return crc32(json.dumps(body, sort_keys=True).encode())

@@ -16,13 +16,13 @@ their own, which whoever loads them sees. `verify` reads all.
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from zlib_ng.zlib_ng import crc32
 
 from ps.checkpoint import MANIFEST as ROWS_MANIFEST
 from ps.errors import BundleError
@@ -175,7 +175,7 @@ def _described(path: Path) -> FileEntry:
     num_bytes = crc = 0
     with path.open("rb") as file:
         for piece in _pieces(file):
-            num_bytes, crc = num_bytes + len(piece), zlib.crc32(piece, crc)
+            num_bytes, crc = num_bytes + len(piece), crc32(piece, crc)
     return FileEntry(bytes=num_bytes, crc32=crc)
 
 
@@ -185,4 +185,4 @@ def _pieces(file: Any) -> Iterator[bytes]:
 
 
 def _json_crc(body: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(body, sort_keys=True).encode())
+    return crc32(json.dumps(body, sort_keys=True).encode())

@@ -22,7 +22,6 @@ import os
 import re
 import shutil
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
+from zlib_ng.zlib_ng import crc32
 
 from ps.errors import RequestError
 from ps.places import LocalPlace, reason, sync_folder
@@ -303,7 +303,7 @@ def crc_of(path: Path) -> int:
     crc = 0
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
-            crc = zlib.crc32(piece, crc)
+            crc = crc32(piece, crc)
     return crc
 
 
@@ -338,7 +338,7 @@ def _read(path: Path, kind: type[_File], remedy: str) -> _File:
 
 
 def _json_crc(body: Any) -> int:
-    return zlib.crc32(json.dumps(body, sort_keys=True).encode())
+    return crc32(json.dumps(body, sort_keys=True).encode())
 
 
 def _sync_tree(folder: Path) -> None:

@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zlib import crc32
 
 import numpy as np
 import torch
+from zlib_ng.zlib_ng import crc32
 
 from ps.deltas.retention import keep
 from ps.errors import WeirError
