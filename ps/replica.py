@@ -245,7 +245,8 @@ class Replica:
                 if found.total is not None and batch.total < found.total:
                     found.published = 0
                 found.position, found.total = batch.offset + 1, batch.total + batch.records
-                found.complete_at = max(found.complete_at, batch.at)
+                # A shard whose clock is ahead must not seem to live on.
+                found.complete_at = max(found.complete_at, min(batch.at, time.time()))
                 if batch.marker is not None and (self._marker is None or batch.marker.step >= self._marker.step):
                     self._marker = batch.marker
                 self.num_applied += 1

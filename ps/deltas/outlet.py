@@ -23,11 +23,15 @@ from ps.wire import weir_pb2 as pb
 class Outlet:
     """publisher: None while nothing is published."""
 
-    def __init__(self, run_job: RunJob, *, clock: Callable[[], float], takes_over: bool) -> None:
-        """run_job, clock: the shard's. takes_over: end a process that still has the partition."""
+    def __init__(
+        self, run_job: RunJob, *, clock: Callable[[], float], takes_over: bool, leads: Callable[[], bool]
+    ) -> None:
+        """run_job, clock: the shard's. takes_over: end a process that still has the partition. leads: whether no other
+        process can have the shard's place, asked on other threads.
+        """
         self.publisher: Publisher | None = None
         self.takes_over = takes_over
-        self._run_job, self._clock = run_job, clock
+        self._run_job, self._clock, self._leads = run_job, clock, leads
 
     def use(self, holding: Holding, options: DeltaOptions | None) -> None:
         """Publish what the holding has from now on, beginning with every bucket; or go on with other options. Compiles
@@ -46,7 +50,7 @@ class Outlet:
         first = int(time.time() * 1e6)
         folder, shard = partition_folder(options.directory, holding.shard), holding.shard
         opening = partial(Partition, folder, shard, options, encoder.layouts, first=first)
-        writer = Writer(lambda: opening(takes_over=self.takes_over), options, first=first)
+        writer = Writer(lambda: opening(takes_over=self.takes_over), options, first=first, leads=self._leads)
         self.publisher = Publisher(
             *(holding, options, writer, encoder, self._run_job), clock=self._clock, now=time.time
         )

@@ -108,6 +108,8 @@ class Publisher:
     @property
     def idle_seconds(self) -> float | None:
         """After how long `poll` may have something to do though nothing happened; None: never."""
+        if self._holding.routing.epoch != self._epoch:
+            return 0.0  # a shard that recovered has heard nothing yet, and is to publish all the same
         if self._is_running or not (self._is_due or any(each.num_keys for each in self._pending.values())):
             return None
         if not self.writer.is_ready or self._clock() < self._not_before:
@@ -178,6 +180,7 @@ class Publisher:
         is_owned[self._holding.owned] = True
         for pending in self._pending.values():
             pending.own(is_owned)
+        self.writer.move(self._epoch, self._holding.routing.num_shards)
 
     def _take(self) -> None:
         """All that waits is going to be published, in pieces."""
