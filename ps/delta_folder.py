@@ -31,8 +31,8 @@ class DeltaFolder:
         self._directory = Path(directory)
         self._num_shards: int | None = None  # of the newest routing
 
-    def partitions(self) -> Collection[int]:
-        """Those that there are, and those that the newest routing says there should be."""
+    def partitions(self, wanted: Collection[int] = ()) -> Collection[int]:
+        """Those that there are; unless only some are wanted, those too that the newest routing says there should be."""
         try:
             found = find_partitions(self._directory)
         except OSError as error:
@@ -42,7 +42,7 @@ class DeltaFolder:
         beats = [beat for folder in found.values() if (beat := read_beat(folder)) is not None]
         newest = max(beats, key=lambda beat: beat.epoch, default=None)
         self._num_shards = None if newest is None else newest.shards
-        return found.keys() | range(self._num_shards or 0)
+        return found.keys() if wanted else found.keys() | range(self._num_shards or 0)
 
     def open(self, partition: int, next_offset: int) -> FolderLine:
         return FolderLine(

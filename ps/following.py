@@ -49,8 +49,10 @@ class Line(Protocol):
 class Source(Protocol):
     """Where partitions come from. Thread-safe."""
 
-    def partitions(self) -> Collection[int]:
-        """Those that there are. Raises WeirError where that cannot be told."""
+    def partitions(self, wanted: Collection[int] = ()) -> Collection[int]:
+        """Those that there are. wanted: where only these matter; then those of them too whose shards are gone and whose
+        batches somebody has. Raises WeirError where that cannot be told.
+        """
         ...
 
     def open(self, partition: int, next_offset: int) -> Line:
@@ -116,7 +118,7 @@ class Follower:
     def _find(self) -> None:
         while not self._closed.is_set():
             try:
-                found = set(self._source.partitions())
+                found = set(self._source.partitions(self._stop_at or ()))
                 missing = sorted((self._stop_at or {}).keys() - found)
                 self._tell(-1, f"nobody has partitions {missing} any more: take a newer version" if missing else "")
             except WeirError as error:

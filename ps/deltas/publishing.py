@@ -70,6 +70,11 @@ class Publisher:
         self._begins = True  # nothing has gone to the writer yet
 
     @property
+    def num_shards(self) -> int:
+        """Of the routing."""
+        return self._holding.routing.num_shards
+
+    @property
     def collected(self) -> int:
         """Keys and buckets that tables have told of."""
         return sum(pending.collected for pending in self._pending.values())
@@ -180,7 +185,7 @@ class Publisher:
         is_owned[self._holding.owned] = True
         for pending in self._pending.values():
             pending.own(is_owned)
-        self.writer.move(self._epoch, self._holding.routing.num_shards)
+        self.writer.move(self._epoch, self.num_shards)
 
     def _take(self) -> None:
         """All that waits is going to be published, in pieces."""
