@@ -145,8 +145,10 @@ class Follower:
             line.close()
         for number, thread in threads.items():
             thread.join()
-            self._replica.retire(number)
             self._tell(number, "")
+        if self._stop_at is None:
+            for number in self._replica.positions.keys() - found:  # of a bundle from before they went, too
+                self._replica.retire(number)
 
     def _follow(self, number: int) -> None:
         pause = _FIRST_PAUSE_SECONDS

@@ -52,7 +52,7 @@ class Following:
         self.until(lambda: self.age > 3)
 
     def assert_young(self, seconds=1.0):
-        """After a moment, and then all the while."""
+        """After a moment, and then all the while: from 3 seconds on it would show."""
         self.until(lambda: self.age < 1.5)
         end, oldest = time.monotonic() + seconds, 0.0
         while time.monotonic() < end:
@@ -126,13 +126,13 @@ def test_shards_that_are_gone_on_purpose_do_not(tmp_path):
             list(cluster.reshard(2))
             push(client, 2)
             following.assert_equal(client)
-            following.assert_young()
+            following.assert_young(3.0)
             assert sorted(following.replica.positions) == [0, 1, 2]
     with LocalCluster(spec, shards=1, placement="process") as cluster, cluster.connect() as client:
         push(client, 1)
         with Following(spec) as following:
             following.assert_equal(client)
-            following.assert_young()
+            following.assert_young(3.0)
 
 
 def test_a_partition_that_is_not_in_this_directory_makes_rows_old(tmp_path):
