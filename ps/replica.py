@@ -169,6 +169,12 @@ class Replica:
                 found.complete_at = max(found.complete_at, at)
                 found.total = total if found.total is None else found.total
 
+    @property
+    def retired(self) -> set[int]:
+        """Partitions whose shards are gone."""
+        with self._progress:
+            return {number for number, partition in self._partitions.items() if partition.is_retired}
+
     def retire(self, partition: int) -> None:
         """Its shard is gone, and others have published its buckets: its age counts no more."""
         with self._progress:
