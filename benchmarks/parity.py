@@ -7,10 +7,11 @@ configs/demo.yaml), scores the test split with the trainer, exports the checkpoi
 scores the same samples from the bundle's files, rows/ and tower.onnx, and through the prediction server's own code,
 from the columns of a request on: hashing, replica, pooling, tower. All see the same samples in the same order.
 
+int8 towers stand beside: the same trained tower through onnxruntime's quantize_dynamic, on the rows of the fp32 and of
+the int8 bundle.
+
 difference: the greatest of a logit, over the greatest logit (at least 1); in fp32 more than 1e-5, of bundle or server,
-is an error. AUC
-difference: bundle less trainer, on the same samples; its 95 % interval is DeLong's for two correlated curves (DeLong,
-DeLong and Clarke-Pearson 1988; computed by placements as Sun and Xu 2014).
+is an error. AUC difference: bundle less trainer, on the same samples, with its 95 % interval (metrics.auc_difference).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from serving import quantize
 
 from ps.checkpoint import read_manifest
 from workers import metrics
@@ -46,6 +47,7 @@ from workers.training.job import predictions_of, train
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CODECS = ("fp32", "fp16", "bf16", "int8")
+INT8_TOWERS = ("fp32", "int8")  # codecs of the rows that they are tried on
 Doubles = NDArray[np.float64]
 
 
@@ -65,12 +67,12 @@ def recipe(arguments: argparse.Namespace) -> Config:
     return load_config(path, own)
 
 
-def bundle_logits(bundle: Bundle, config: Config, recorded: Recorded) -> NDArray[np.float32]:
-    """float32 [n, num_tasks] from the bundle's rows and tower."""
+def bundle_logits(bundle: Bundle, tower: Path, config: Config, recorded: Recorded) -> NDArray[np.float32]:
+    """float32 [n, num_tasks] from the bundle's rows and a tower."""
     chosen = ChosenRows(recorded.keys, bundle.training_spec)
     for table, _, keys, values in read_rows(read_manifest(bundle.rows_directory)):
         chosen.see(table, keys, values)
-    return onnx_logits(bundle.tower_path, recorded.inputs(config, chosen.values))
+    return onnx_logits(tower, recorded.inputs(config, chosen.values))
 
 
 def server_logits(bundle: Bundle, recorded: Recorded) -> NDArray[np.float32]:
@@ -87,38 +89,37 @@ def server_logits(bundle: Bundle, recorded: Recorded) -> NDArray[np.float32]:
     return np.concatenate(parts)
 
 
-def placements(scores: Doubles, labels: NDArray[np.bool_]) -> tuple[Doubles, Doubles]:
-    """Of each positive the share of negatives below it (ties half), and of each negative that of positives above."""
-    positives, negatives = scores[labels], scores[~labels]
-    of_positives = stats.rankdata(scores)[labels] - stats.rankdata(positives)
-    of_negatives = len(positives) - (stats.rankdata(scores)[~labels] - stats.rankdata(negatives))
-    return of_positives / len(negatives), of_negatives / len(positives)
-
-
-def auc_difference(scores: Doubles, reference: Doubles, labels: NDArray[np.bool_]) -> dict[str, float]:
-    """AUC of `scores` less that of `reference`, and half of its 95 % interval."""
-    (p1, n1), (p0, n0) = placements(scores, labels), placements(reference, labels)
-    variance = (p1 - p0).var(ddof=1) / len(p1) + (n1 - n0).var(ddof=1) / len(n1)
-    return {"mean": float(p1.mean() - p0.mean()), "half_interval": float(stats.norm.ppf(0.975) * np.sqrt(variance))}
+def beside(found: NDArray[np.float32], logits: NDArray[np.float32], labels: Doubles) -> dict[str, Any]:
+    """Logits [n] of what serves beside those of the trainer."""
+    return {
+        "difference": difference(found, logits),
+        "auc": metrics.auc(found, labels),
+        "auc_difference": metrics.auc_difference(found, logits, labels)._asdict(),
+        "logloss_difference": metrics.logloss(found, labels) - metrics.logloss(logits, labels),
+    }
 
 
 def compared(bundle: Bundle, config: Config, logits: NDArray[np.float32], labels: Doubles) -> dict[str, Any]:
     """One codec beside the trainer's logits and labels, both [n], of the first task."""
     recorded = record(config, Schema(config), len(logits))
-    own = bundle_logits(bundle, config, recorded)
-    is_click = labels > 0
-    found = own[:, 0].astype(np.float64)
     return {
-        "difference": difference(own[:, :1], logits[:, None]),
-        "server_difference": difference(server_logits(bundle, recorded)[:, :1], logits[:, None]),
-        "auc": metrics.auc(found, labels),
-        "auc_difference": auc_difference(found, logits.astype(np.float64), is_click),
-        "logloss_difference": metrics.logloss(found, labels) - metrics.logloss(logits, labels),
+        **beside(bundle_logits(bundle, bundle.tower_path, config, recorded)[:, 0], logits, labels),
+        "server_difference": difference(server_logits(bundle, recorded)[:, 0], logits),
         "row_bytes": {name: table.bytes_per_row for name, table in bundle.manifest.tables.items()},
         "bundle_bytes": sum(file.bytes for file in bundle.manifest.files.values()),
         "greatest_value_difference": bundle.manifest.checks.rows,
         "saturated": bundle.manifest.checks.saturated,
     }
+
+
+def with_int8_tower(
+    bundle: Bundle, config: Config, scratch: Path, logits: NDArray[np.float32], labels: Doubles
+) -> dict[str, Any]:
+    """The bundle's rows under its tower in int8, as `compared`."""
+    tower, recorded = scratch / "int8.onnx", record(config, Schema(config), len(logits))
+    quantize(bundle.tower_path, tower)
+    sizes = {"tower_bytes": tower.stat().st_size, "fp32_tower_bytes": bundle.tower_path.stat().st_size}
+    return {**beside(bundle_logits(bundle, tower, config, recorded)[:, 0], logits, labels), **sizes}
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -135,6 +136,13 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {codec} | {row['difference']:.1e} | {row['server_difference']:.1e} "
             f"| {auc['mean']:+.2e} ± {auc['half_interval']:.1e} "
             f"| {row['logloss_difference']:+.2e} | {row_bytes} | {row['export_seconds']:.1f} |"
+        )
+    lines += ["", "| int8 tower on rows in | difference | AUC difference | logloss difference |", "|---|---|---|---|"]
+    for codec, row in result["int8_towers"].items():
+        auc = row["auc_difference"]
+        lines.append(
+            f"| {codec} | {row['difference']:.1e} | {auc['mean']:+.2e} ± {auc['half_interval']:.1e} "
+            f"| {row['logloss_difference']:+.2e} |"
         )
     return "\n".join(lines)
 
@@ -165,8 +173,15 @@ def main() -> None:
             codecs[codec] = compared(read_bundle(folder / codec), config, logits, labels)
             codecs[codec]["export_seconds"] = seconds
             print(f"{codec}: difference {codecs[codec]['difference']:.2e}", file=sys.stderr, flush=True)
+        towers = {
+            codec: with_int8_tower(read_bundle(folder / codec), config, folder, logits, labels) for codec in INT8_TOWERS
+        }
     exact = codecs["fp32"]
-    result |= {"codecs": codecs, "parity_fp32": max(exact["difference"], exact["server_difference"])}
+    result |= {
+        "codecs": codecs,
+        "int8_towers": towers,
+        "parity_fp32": max(exact["difference"], exact["server_difference"]),
+    }
     print(json.dumps(result) if arguments.json else markdown(result))
     if not result["parity_fp32"] <= TOLERANCE:
         sys.exit(f"parity: fp32 differs by {result['parity_fp32']:.2g}, more than {TOLERANCE:g}")

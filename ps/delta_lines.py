@@ -1,7 +1,7 @@
 """Partitions streamed by their shards over gRPC: a source for ps/following.py where replicas share no disk with them.
 
-Any shard tells where all are; a partition is asked of the shard of its number. Shards say something at least every
-second, so a silent line is cut.
+Any shard tells where all are; a partition is asked of the shard of its number. One whose shard is gone is asked of any
+that has its files, where a version needs it. Shards say something at least every second, so a silent line is cut.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 
 from ps.deltas.serving import received
 from ps.errors import DeltaError, UnavailableError, WeirError
@@ -32,9 +33,10 @@ class DeltaLines:
         self._lock = threading.Lock()
         self._epoch = -1
         self._places: dict[int, str] = {}  # by partition
+        self._past: dict[int, str] = {}  # of partitions whose shards are gone, who has them
         self._lines: set[ShardLine] = set()
 
-    def partitions(self) -> Collection[int]:
+    def partitions(self, wanted: Collection[int] = ()) -> Collection[int]:
         """Of the newest routing that a shard tells; silent lines are cut on the way."""
         self._cut_silent()
         problems, newest = [], None
@@ -55,20 +57,39 @@ class DeltaLines:
             raise UnavailableError(f"no shard tells where the others are ({'; '.join(problems)})")
         with self._lock:
             self._epoch, self._places = newest.epoch, dict(enumerate(newest.addresses))
-            return self._places.keys()
+            places = dict(self._places)
+        past = self._find_past(set(wanted) - places.keys(), places.values())
+        with self._lock:
+            self._past = past
+        return places.keys() | past.keys()
 
     def open(self, partition: int, next_offset: int) -> ShardLine:
         with self._lock:
-            address = self._places.get(partition)
-        if address is None:
+            own, past = self._places.get(partition), self._past.get(partition)
+        request = pb.DeltasRequest(next_offset=next_offset)
+        if own is None:
+            request.partition = partition
+        if (address := own or past) is None:
             raise UnavailableError(f"no shard has partition {partition}")
-        line = ShardLine(address, self._security, next_offset, self._forget)
+        line = ShardLine(address, self._security, request, self._forget)
         with self._lock:
             self._lines.add(line)
         return line
 
     def close(self) -> None:
         self._transport.close()
+
+    def _find_past(self, missing: set[int], addresses: Iterable[str]) -> dict[int, str]:
+        """Who has the files of these partitions, by partition."""
+        found: dict[int, str] = {}
+        request = pb.StatusRequest(wants_partitions=True)
+        for address in addresses:
+            if not missing - found.keys():
+                break
+            with suppress(WeirError):  # another one may have them, or it in a second
+                status = self._transport.send(address, "Status", request, _STATUS_SECONDS).result()
+                found |= dict.fromkeys(missing & set(status.past_partitions) - found.keys(), address)
+        return found
 
     def _cut_silent(self) -> None:
         with self._lock:
@@ -85,11 +106,15 @@ class ShardLine:
     """One stream. `read` by one thread, the rest by any."""
 
     def __init__(
-        self, address: str, security: SecurityOptions | None, next_offset: int, forget: Callable[[ShardLine], None]
+        self,
+        address: str,
+        security: SecurityOptions | None,
+        request: pb.DeltasRequest,
+        forget: Callable[[ShardLine], None],
     ) -> None:
         self._address, self._forget = address, forget
         self._transport = GrpcTransport(security)  # of its own: closing it ends the stream
-        self._received = received(self._transport.deltas(address, next_offset), f"the stream of {address}")
+        self._received = received(self._transport.deltas(address, request), f"the stream of {address}")
         self._heard_at, self._is_silent = time.monotonic(), False
 
     def read(self) -> Delivery:

@@ -49,8 +49,10 @@ class Line(Protocol):
 class Source(Protocol):
     """Where partitions come from. Thread-safe."""
 
-    def partitions(self) -> Collection[int]:
-        """Those that there are. Raises WeirError where that cannot be told."""
+    def partitions(self, wanted: Collection[int] = ()) -> Collection[int]:
+        """Those that there are. wanted: where only these matter; then those of them too whose shards are gone and whose
+        batches somebody has. Raises WeirError where that cannot be told.
+        """
         ...
 
     def open(self, partition: int, next_offset: int) -> Line:
@@ -116,7 +118,7 @@ class Follower:
     def _find(self) -> None:
         while not self._closed.is_set():
             try:
-                found = set(self._source.partitions())
+                found = set(self._source.partitions(self._stop_at or ()))
                 missing = sorted((self._stop_at or {}).keys() - found)
                 self._tell(-1, f"nobody has partitions {missing} any more: take a newer version" if missing else "")
             except WeirError as error:
@@ -143,8 +145,10 @@ class Follower:
             line.close()
         for number, thread in threads.items():
             thread.join()
-            self._replica.retire(number)
             self._tell(number, "")
+        if self._stop_at is None:
+            for number in self._replica.positions.keys() - found:  # of a bundle from before they went, too
+                self._replica.retire(number)
 
     def _follow(self, number: int) -> None:
         pause = _FIRST_PAUSE_SECONDS

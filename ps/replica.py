@@ -169,6 +169,12 @@ class Replica:
                 found.complete_at = max(found.complete_at, at)
                 found.total = total if found.total is None else found.total
 
+    @property
+    def retired(self) -> set[int]:
+        """Partitions whose shards are gone."""
+        with self._progress:
+            return {number for number, partition in self._partitions.items() if partition.is_retired}
+
     def retire(self, partition: int) -> None:
         """Its shard is gone, and others have published its buckets: its age counts no more."""
         with self._progress:
@@ -246,7 +252,8 @@ class Replica:
                 if found.total is not None and batch.total < found.total:
                     found.published = 0
                 found.position, found.total = batch.offset + 1, batch.total + batch.records
-                found.complete_at = max(found.complete_at, batch.at)
+                # A shard whose clock is ahead must not seem to live on.
+                found.complete_at = max(found.complete_at, min(batch.at, time.time()))
                 if batch.marker is not None and (self._marker is None or batch.marker.step >= self._marker.step):
                     self._marker = batch.marker
                 self.num_applied += 1

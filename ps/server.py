@@ -187,7 +187,7 @@ class _Servicer:
 
     def status(self, data: bytes) -> pb.StatusReply:
         request = read_control(pb.StatusRequest(), data)
-        reply = self._server.work.status(wants_buckets=request.wants_buckets)
+        reply = self._server.work.status(wants_buckets=request.wants_buckets, wants_partitions=request.wants_partitions)
         reply.metrics_address = self._server.metrics_address
         if self._server.member is not None:
             reply.pair.CopyFrom(self._server.member.status())

@@ -86,7 +86,7 @@ class Shard:
         self._clock = clock
         self._observe = observe
         self._schedule = Schedule(clock, slice_seconds)
-        self.outlet = Outlet(self.run_job, clock=clock, takes_over=takes_over)
+        self.outlet = Outlet(self.run_job, clock=clock, takes_over=takes_over, leads=self._leads)
         self._groups: Groups[_Waiting] = Groups()
         self._group_steps: deque[tuple[int, int]] = deque(maxlen=64)  # (generation, step) applied last
         if recovered is not None:
@@ -272,6 +272,10 @@ class Shard:
         self._add(mode, placed(), lambda result, error: self._answer_update([answer], result, error))
 
     # Inside.
+
+    def _leads(self) -> bool:
+        """Whether no other process can have this shard's place. On any thread."""
+        return self.journal is None or self.journal.leads
 
     def _placed(self) -> Holding:
         if self.holding is None:

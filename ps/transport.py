@@ -68,7 +68,7 @@ class Transport(Protocol):
         """Send one message and return the future of its reply."""
         ...
 
-    def deltas(self, address: str, next_offset: int) -> Iterator[pb.DeltasReply]:
+    def deltas(self, address: str, request: pb.DeltasRequest) -> Iterator[pb.DeltasReply]:
         """A shard's delta stream from an offset on, without end; closing the iterator hangs up. Raises what the shard
         raises, and UnavailableError where it cannot be reached (any more).
         """
@@ -113,9 +113,9 @@ class GrpcTransport:
         call.add_done_callback(lambda done: _resolve(answer, done, timeout_seconds))
         return answer
 
-    def deltas(self, address: str, next_offset: int) -> Iterator[pb.DeltasReply]:
+    def deltas(self, address: str, request: pb.DeltasRequest) -> Iterator[pb.DeltasReply]:
         try:
-            call = self._method(address, "Deltas")(pb.DeltasRequest(next_offset=next_offset), metadata=self.metadata)
+            call = self._method(address, "Deltas")(request, metadata=self.metadata)
         except ValueError:
             raise ClosedError("the client was closed") from None
         try:
@@ -173,7 +173,7 @@ class Host(Protocol):
 
     def restore(self, directory: str, mapping: bytes, event_time: int) -> pb.RestoreReply: ...
 
-    def status(self, *, wants_buckets: bool = False) -> pb.StatusReply: ...
+    def status(self, *, wants_buckets: bool = False, wants_partitions: bool = False) -> pb.StatusReply: ...
 
     def give(self, request: pb.GiveRequest) -> pb.GiveReply: ...
 
@@ -210,11 +210,11 @@ class InProcessTransport:
                 answer.set_exception(error)
         return answer
 
-    def deltas(self, address: str, next_offset: int) -> Iterator[pb.DeltasReply]:
+    def deltas(self, address: str, request: pb.DeltasRequest) -> Iterator[pb.DeltasReply]:
         host = self._hosts.get(address)
         if host is None:
             raise UnavailableError(f"no shard has the address {address!r} in this process")
-        yield from host.deltas(pb.DeltasRequest(next_offset=next_offset), lambda: not self._closed)
+        yield from host.deltas(request, lambda: not self._closed)
         raise ClosedError("the client was closed")
 
     def close(self) -> None:
@@ -237,7 +237,9 @@ class InProcessTransport:
             return host.take(message)
         if method == "Mark":
             return host.mark(message)
-        return self._blocking.submit(host.status, wants_buckets=message.wants_buckets)
+        return self._blocking.submit(
+            host.status, wants_buckets=message.wants_buckets, wants_partitions=message.wants_partitions
+        )
 
 
 def send_part(transport: Transport, address: str, part: pb.TakeRequest) -> Future[pb.TakeReply]:

@@ -250,7 +250,8 @@ class WorkThread:
         """The shard's delta stream, on the caller's thread. goes_on: whether it is still wanted. Raises what
         ps.deltas.serving.replies_of raises, and WrongEpochError where another process may have this shard's place.
         """
-        for reply in self.shard.outlet.replies(request.next_offset, goes_on):
+        partition = request.partition if request.HasField("partition") else None
+        for reply in self.shard.outlet.replies(request.next_offset, goes_on, partition=partition):
             self._check_leads()
             yield reply
 
@@ -264,8 +265,10 @@ class WorkThread:
             raise RequestError(f"buckets {buckets.tolist()[:8]}: there are {self._placed().spec.num_buckets}")
         return np.unique(buckets)
 
-    def status(self, *, wants_buckets: bool = False) -> pb.StatusReply:
-        """What a shard is and holds, at once. wants_buckets: rows by bucket, too."""
+    def status(self, *, wants_buckets: bool = False, wants_partitions: bool = False) -> pb.StatusReply:
+        """What a shard is and holds, at once. wants_buckets: rows by bucket, too; wants_partitions: and those of shards
+        that are gone.
+        """
         holding, reply = self.shard.holding, pb.StatusReply()
         reply.queue_depth = self.queue_depth
         reply.uptime_seconds = time.monotonic() - self._started
@@ -288,6 +291,8 @@ class WorkThread:
             if wants_buckets:
                 rows = sum(table.rows_per_bucket for table in holding.tables.values())
                 reply.bucket_rows = np.asarray(rows, "<i8").tobytes()
+            if wants_partitions:
+                reply.past_partitions.extend(self.shard.outlet.past_partitions())
         return reply
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from ps.types import Floats, Keys
 Array: TypeAlias = NDArray[np.floating[Any]]
 Doubles: TypeAlias = NDArray[np.float64]
 LabelKind: TypeAlias = Literal["binary", "weight", "real"]
+_NORMAL_975 = 1.959963984540054  # quantile of the normal distribution
 
 
 class GAUC(NamedTuple):
@@ -30,11 +31,34 @@ class GAUC(NamedTuple):
     num_skipped: int
 
 
+class Difference(NamedTuple):
+    """`mean` and half of its 95 % interval."""
+
+    mean: float
+    half_interval: float
+
+
 def auc(scores: Array, labels: Array, weights: Array | None = None) -> float:
     """P(score of a positive > score of a negative), ties count half (midranks). A pair weighs the product of both."""
     order = np.argsort(scores)
     pairs = _pairs(scores[order], None, *_class_weights(labels, weights, order))
     return float((pairs.won / (pairs.positives * pairs.negatives))[0]) if pairs.valid.all() and len(scores) else np.nan
+
+
+def auc_difference(scores: Array, reference: Array, labels: Array) -> Difference:
+    """AUC of `scores` less that of `reference`, of the same samples, so that what both have in common cancels out.
+
+    The interval is of the sampling of rows: DeLong's, for correlated curves (DeLong, DeLong and Clarke-Pearson,
+    Biometrics 1988). NaN with fewer than two samples of a class.
+    """
+    positive = labels > 0
+    if min(np.count_nonzero(positive), np.count_nonzero(~positive)) < 2:
+        return Difference(np.nan, np.nan)
+    of_positives, of_negatives = (
+        own - others for own, others in zip(_placements(scores, positive), _placements(reference, positive))
+    )
+    variance = of_positives.var(ddof=1) / len(of_positives) + of_negatives.var(ddof=1) / len(of_negatives)
+    return Difference(float(of_positives.mean()), _NORMAL_975 * float(np.sqrt(variance)))
 
 
 def gauc(scores: Array, labels: Array, groups: Keys, weights: Array | None = None) -> GAUC:
@@ -128,6 +152,19 @@ class _Pairs(NamedTuple):
     @property
     def valid(self) -> NDArray[np.bool_]:
         return (self.positives > 0) & (self.negatives > 0)
+
+
+def _placements(scores: Array, positive: NDArray[np.bool_]) -> tuple[Doubles, Doubles]:
+    """Of each positive the share of negatives below it, of each negative that of positives above it; ties half."""
+    positives, negatives = np.sort(scores[positive]), np.sort(scores[~positive])
+
+    def below(sorted_scores: Array, asked: Array) -> Doubles:
+        """The share of sorted scores below those asked for."""
+        twice = np.searchsorted(sorted_scores, asked, "left") + np.searchsorted(sorted_scores, asked, "right")
+        share: Doubles = twice / (2 * len(sorted_scores))
+        return share
+
+    return below(negatives, scores[positive]), 1 - below(positives, scores[~positive])
 
 
 def _pairs(scores: Array, groups: Keys | None, positives: Doubles, negatives: Doubles) -> _Pairs:

@@ -12,22 +12,28 @@ from ps.deltas.batches import Marker
 from ps.deltas.encoding import BatchEncoder
 from ps.deltas.partition import Partition
 from ps.deltas.publishing import Publisher, RunJob
-from ps.deltas.reading import partition_folder
-from ps.deltas.serving import replies_of
+from ps.deltas.reading import find_partitions, partition_folder
+from ps.deltas.serving import past_replies_of, replies_of
 from ps.deltas.writer import Writer
-from ps.errors import RequestError
+from ps.errors import RequestError, TrimmedError
 from ps.holding import Holding
 from ps.wire import weir_pb2 as pb
+
+_END_OF_NUMBERS = 1 << 32  # of partitions, on the wire
 
 
 class Outlet:
     """publisher: None while nothing is published."""
 
-    def __init__(self, run_job: RunJob, *, clock: Callable[[], float], takes_over: bool) -> None:
-        """run_job, clock: the shard's. takes_over: end a process that still has the partition."""
+    def __init__(
+        self, run_job: RunJob, *, clock: Callable[[], float], takes_over: bool, leads: Callable[[], bool]
+    ) -> None:
+        """run_job, clock: the shard's. takes_over: end a process that still has the partition. leads: whether no other
+        process can have the shard's place, asked on other threads.
+        """
         self.publisher: Publisher | None = None
         self.takes_over = takes_over
-        self._run_job, self._clock = run_job, clock
+        self._run_job, self._clock, self._leads = run_job, clock, leads
 
     def use(self, holding: Holding, options: DeltaOptions | None) -> None:
         """Publish what the holding has from now on, beginning with every bucket; or go on with other options. Compiles
@@ -46,7 +52,7 @@ class Outlet:
         first = int(time.time() * 1e6)
         folder, shard = partition_folder(options.directory, holding.shard), holding.shard
         opening = partial(Partition, folder, shard, options, encoder.layouts, first=first)
-        writer = Writer(lambda: opening(takes_over=self.takes_over), options, first=first)
+        writer = Writer(lambda: opening(takes_over=self.takes_over), options, first=first, leads=self._leads)
         self.publisher = Publisher(
             *(holding, options, writer, encoder, self._run_job), clock=self._clock, now=time.time
         )
@@ -70,12 +76,35 @@ class Outlet:
         """As Publisher.mark. Raises RequestError where nothing is published."""
         self._published().mark(marker, epoch, answer)
 
-    def replies(self, next_offset: int, goes_on: Callable[[], bool]) -> Iterator[pb.DeltasReply]:
-        """As serving.replies_of, on any thread. Raises RequestError where nothing is published."""
+    def replies(
+        self, next_offset: int, goes_on: Callable[[], bool], *, partition: int | None = None
+    ) -> Iterator[pb.DeltasReply]:
+        """As serving.replies_of, on any thread. partition: default, the shard's own; or one of `past_partitions`, as
+        serving.past_replies_of. Raises RequestError where nothing is published, and for another shard's partition,
+        TrimmedError for one that is not there.
+        """
         publisher = self._published()
         assert publisher.options.directory is not None
-        folder = partition_folder(publisher.options.directory, publisher.shard)
-        return replies_of(folder, publisher.writer, next_offset, goes_on)
+        number = publisher.shard if partition is None else partition
+        folder = partition_folder(publisher.options.directory, number)
+        if number == publisher.shard:
+            return replies_of(folder, publisher.writer, next_offset, goes_on)
+        if number < publisher.num_shards:
+            raise RequestError(f"partition {number} is streamed by shard {number}; this is shard {publisher.shard}")
+        if number not in self.past_partitions():
+            raise TrimmedError(f"partition {number} is not here any more; take a newer version, or a newer bundle")
+        return past_replies_of(
+            folder, publisher.writer, next_offset, lambda: goes_on() and number >= publisher.num_shards
+        )
+
+    def past_partitions(self) -> list[int]:
+        """Those of shards that are gone, whose files are beside the shard's own. On any thread."""
+        publisher = self.publisher
+        if publisher is None:
+            return []
+        assert publisher.options.directory is not None
+        found = find_partitions(publisher.options.directory)
+        return [number for number in found if publisher.num_shards <= number < _END_OF_NUMBERS]
 
     def close(self) -> None:
         """Publish no more."""

@@ -1,6 +1,7 @@
 """A shard's partition of the delta stream, open for writing: its files, one process at a time. Not thread-safe.
 
     LOCK                       as of a journal: who started later ends who still has it, or is refused
+    ALIVE                      that the shard lives (alive.py)
     <first offset>.deltas      a segment (batches.py); complete with its start when the name appears
 
 A process begins a segment of its own. What the process before left unfinished at the end of its last one is cut off
@@ -16,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ps.delta_options import DeltaOptions
+from ps.deltas.alive import Beat, write_beat
 from ps.deltas.batches import encode_start, has_end, open_segment
 from ps.deltas.reading import find_segments, segment_path
 from ps.deltas.retention import kept_from
@@ -29,7 +31,9 @@ _TEMPORARY = "segment.tmp"  # one name: what a crash leaves is overwritten
 
 
 class Partition:
-    """next_offset: of the batch that is appended next. total: records before it."""
+    """next_offset: of the batch that is appended next; last_offset: of the one before, 0 for none. total: records up to
+    it.
+    """
 
     def __init__(
         self,
@@ -53,9 +57,9 @@ class Partition:
         except JournalError as error:
             raise DeltaError(str(error)) from error
         try:
-            last, self.total = self._cut()
-            self.next_offset = max(first, last + 1)
-            self._begin(last)
+            self.last_offset, self.total = self._cut()
+            self.next_offset = max(first, self.last_offset + 1)
+            self._begin(self.last_offset)
         except OSError as error:
             self._lock.close()
             raise DeltaError(f"{folder} cannot be written: {error.strerror}; free space there") from error
@@ -75,8 +79,15 @@ class Partition:
                 os.ftruncate(self._file, start)
                 os.lseek(self._file, start, os.SEEK_SET)
             raise
+        self.last_offset = self.next_offset
         self.next_offset += 1
         self.total += records
+
+    def beat(self, now: float, *, epoch: int, shards: int) -> None:
+        """Say that the shard lives and all that it published is written. now: unix seconds; epoch, shards: of its
+        routing. Raises OSError.
+        """
+        write_beat(self._folder, Beat(now, epoch, shards, self.last_offset, self.total))
 
     def sync(self) -> None:
         """Have the disk keep what was appended. Raises OSError."""

@@ -70,6 +70,11 @@ class Publisher:
         self._begins = True  # nothing has gone to the writer yet
 
     @property
+    def num_shards(self) -> int:
+        """Of the routing."""
+        return self._holding.routing.num_shards
+
+    @property
     def collected(self) -> int:
         """Keys and buckets that tables have told of."""
         return sum(pending.collected for pending in self._pending.values())
@@ -108,6 +113,8 @@ class Publisher:
     @property
     def idle_seconds(self) -> float | None:
         """After how long `poll` may have something to do though nothing happened; None: never."""
+        if self._holding.routing.epoch != self._epoch:
+            return 0.0  # a shard that recovered has heard nothing yet, and is to publish all the same
         if self._is_running or not (self._is_due or any(each.num_keys for each in self._pending.values())):
             return None
         if not self.writer.is_ready or self._clock() < self._not_before:
@@ -178,6 +185,7 @@ class Publisher:
         is_owned[self._holding.owned] = True
         for pending in self._pending.values():
             pending.own(is_owned)
+        self.writer.move(self._epoch, self.num_shards)
 
     def _take(self) -> None:
         """All that waits is going to be published, in pieces."""

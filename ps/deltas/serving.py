@@ -19,6 +19,7 @@ from ps.wire import weir_pb2 as pb
 _BEAT_SECONDS = 1.0
 _READ_BYTES = 4 << 20
 _REPLY_BYTES = 1 << 20  # well below what any message may have
+_NEVER = 1 << 63  # an offset that no batch has
 
 
 class Received(NamedTuple):
@@ -52,19 +53,44 @@ def replies_of(folder: Path, writer: Writer, next_offset: int, goes_on: Callable
             if writer.is_closed:
                 raise UnavailableError("the shard was stopped")
             end, total = writer.end_offset, writer.end_total
-            frames = memoryview(reader.read_bytes(_READ_BYTES))
-            for start in range(0, max(1, len(frames)), _REPLY_BYTES):
-                is_last = start + _REPLY_BYTES >= len(frames)
-                yield pb.DeltasReply(
-                    frames=bytes(frames[start : start + _REPLY_BYTES]),
-                    offset=reader.next_offset if is_last else 0,
-                    end_offset=max(end, reader.next_offset),
-                    end_total=max(total, reader.total),
-                )
+            frames = reader.read_bytes(_READ_BYTES)
+            yield from _in_pieces(frames, reader, max(end, reader.next_offset), max(total, reader.total))
             if not frames:
                 writer.wait(reader.next_offset, _BEAT_SECONDS)
     finally:
         reader.close()
+
+
+def past_replies_of(
+    folder: Path, writer: Writer, next_offset: int, goes_on: Callable[[], bool]
+) -> Iterator[pb.DeltasReply]:
+    """As `replies_of`, of a partition whose shard is gone: nobody writes it, and its end is told where it is met.
+    writer: of the shard that sends it.
+    """
+    reader = PartitionReader(folder, next_offset)
+    try:
+        while goes_on():
+            if writer.is_closed:
+                raise UnavailableError("the shard was stopped")
+            frames = reader.read_bytes(_READ_BYTES)
+            yield from _in_pieces(frames, reader, 0 if frames else reader.next_offset, reader.total)
+            if not frames:
+                writer.wait(_NEVER, _BEAT_SECONDS)
+    finally:
+        reader.close()
+
+
+def _in_pieces(frames: bytes, reader: PartitionReader, end: int, total: int) -> Iterator[pb.DeltasReply]:
+    """Whole batches, up to where the reader is, as replies that are no larger than a message may be."""
+    view = memoryview(frames)
+    for start in range(0, max(1, len(view)), _REPLY_BYTES):
+        is_last = start + _REPLY_BYTES >= len(view)
+        yield pb.DeltasReply(
+            frames=bytes(view[start : start + _REPLY_BYTES]),
+            offset=reader.next_offset if is_last else 0,
+            end_offset=end,
+            end_total=total,
+        )
 
 
 def received(replies: Iterable[pb.DeltasReply], shown: str) -> Iterator[Received]:

@@ -1,4 +1,5 @@
-"""The thread that opens a shard's partition and writes its batches, so that the shard waits for no disk.
+"""The thread that opens a shard's partition and writes its batches, so that the shard waits for no disk; and writes
+every second that the shard lives.
 
 What fails is tried again until it succeeds; `trouble` says why meanwhile.
 """
@@ -15,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ps.delta_options import DeltaOptions
+from ps.deltas.alive import BEAT_SECONDS
 from ps.deltas.partition import Partition
 from ps.errors import WeirError
 from ps.record import Buffer
@@ -32,19 +34,33 @@ class _Item:
     told: Callable[[], None] | None
 
 
+_NOTHING = _Item((), 0, 0, 0.0, None)
+
+
 class Writer:
     """`put` and `next_offset` are the shard's; the rest is thread-safe. Counters: num_batches, num_bytes, num_records,
     written so far.
     """
 
-    def __init__(self, open_partition: Callable[[], Partition], options: DeltaOptions, *, first: int) -> None:
-        """open_partition: may block, and raise WeirError. first: the least offset that it will have."""
+    def __init__(
+        self,
+        open_partition: Callable[[], Partition],
+        options: DeltaOptions,
+        *,
+        first: int,
+        leads: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """open_partition: may block, and raise WeirError. first: the least offset that it will have. leads: whether no
+        other process can have the shard's place; it is asked on the writer's thread.
+        """
         self.trouble = ""
         self.num_batches = self.num_bytes = self.num_records = 0
         self.backlog_bytes = 0
         self.next_offset, self.total = first, 0
         self.end_offset = self.end_total = 0  # next offset behind what is written; 0 before the partition is open
-        self._open_partition, self._options = open_partition, options
+        self._open_partition, self._options, self._leads = open_partition, options, leads
+        self._place: tuple[int, int] | None = None  # epoch and number of shards
+        self._beat_due, self._beat_failed = 0.0, False  # monotonic
         self._items: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._waiting: deque[float] = deque()  # `since` of batches that are not written
         self._changed = threading.Condition()
@@ -87,6 +103,13 @@ class Writer:
         with self._changed:
             return self._changed.wait_for(lambda: self.end_offset > offset or self.is_closed, seconds)
 
+    def move(self, epoch: int, shards: int) -> None:
+        """The shard is at this routing epoch, of so many shards. From the first call on it is said every second that it
+        lives, while no batch waits.
+        """
+        self._place, self._beat_due = (epoch, shards), 0.0
+        self._items.put(_NOTHING)
+
     def use(self, options: DeltaOptions) -> None:
         """Other options from now on."""
         self._options = options
@@ -108,6 +131,9 @@ class Writer:
             while (item := self._next()) is not None:
                 if item.pieces and not self._until_done(item):
                     return
+                if isinstance(self._options.fsync, float) and self._is_dirty and self._sync_due <= time.monotonic():
+                    self._sync()
+                self._beat()
         finally:
             with suppress(OSError):
                 if self._is_dirty and self._options.fsync != "never":
@@ -131,15 +157,14 @@ class Writer:
         return partition
 
     def _next(self) -> _Item | None:
-        """What came next; or an item without pieces, when it was time to sync."""
-        fsync = self._options.fsync
-        if not isinstance(fsync, float) or not self._is_dirty:
-            return self._items.get()
+        """What came next; or nothing, when it is time to sync or to say that the shard lives."""
+        due = [self._beat_due] if self._place is not None else []
+        if isinstance(self._options.fsync, float) and self._is_dirty:
+            due.append(self._sync_due)
         try:
-            return self._items.get(timeout=max(0.0, self._synced_at + fsync - time.monotonic()))
+            return self._items.get(timeout=max(0.0, min(due) - time.monotonic()) if due else None)
         except queue.Empty:
-            self._sync()
-            return _Item((), 0, 0, 0.0, None)
+            return _NOTHING
 
     def _until_done(self, item: _Item) -> bool:
         """Try until the disk takes it. False when the partition is to close first."""
@@ -167,13 +192,33 @@ class Writer:
             self._changed.notify_all()
         if item.told is not None:
             item.told()
-        if isinstance(self._options.fsync, float) and time.monotonic() - self._synced_at >= self._options.fsync:
-            self._sync()
         try:
             partition.roll(time.time())
         except OSError as error:  # the segment simply becomes longer
             self._say(f"a segment cannot be begun: {error.strerror}")
         return True
+
+    @property
+    def _sync_due(self) -> float:
+        return self._synced_at + float(self._options.fsync)
+
+    def _beat(self) -> None:
+        """Say that the shard lives, where it is time. It is not said where another process may have its place."""
+        if self._place is None or time.monotonic() < self._beat_due or self.backlog_bytes:
+            return
+        self._beat_due = time.monotonic() + BEAT_SECONDS
+        if not self._leads():
+            return
+        epoch, shards = self._place
+        try:
+            self._partition.beat(time.time(), epoch=epoch, shards=shards)
+        except OSError as error:
+            self._beat_failed = True
+            self._say(f"it cannot be said that the shard lives: {error.strerror}")
+        else:
+            if self._beat_failed:
+                self._say("")
+            self._beat_failed = False
 
     def _sync(self) -> None:
         try:

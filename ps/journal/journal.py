@@ -85,6 +85,15 @@ class Journal:
         stream = self._writer.stream
         return None if stream is None or stream.is_over else stream
 
+    @property
+    def leads(self) -> bool:
+        """Whether no other process can have taken this shard's place."""
+        try:
+            self.check_leads()
+        except WrongEpochError:
+            return False
+        return True
+
     def check_leads(self) -> None:
         """Raise WrongEpochError unless no other process can have taken this shard's place."""
         if self.refusal is not None:

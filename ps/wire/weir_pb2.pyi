@@ -229,13 +229,15 @@ class TakeReply(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusRequest(_message.Message):
-    __slots__ = ("wants_buckets",)
+    __slots__ = ("wants_buckets", "wants_partitions")
     WANTS_BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    WANTS_PARTITIONS_FIELD_NUMBER: _ClassVar[int]
     wants_buckets: bool
-    def __init__(self, wants_buckets: _Optional[bool] = ...) -> None: ...
+    wants_partitions: bool
+    def __init__(self, wants_buckets: _Optional[bool] = ..., wants_partitions: _Optional[bool] = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("cluster_spec", "routing", "shard", "tables", "queue_depth", "uptime_seconds", "metrics_address", "pid", "bucket_rows", "pair")
+    __slots__ = ("cluster_spec", "routing", "shard", "tables", "queue_depth", "uptime_seconds", "metrics_address", "pid", "bucket_rows", "past_partitions", "pair")
     CLUSTER_SPEC_FIELD_NUMBER: _ClassVar[int]
     ROUTING_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
@@ -245,6 +247,7 @@ class StatusReply(_message.Message):
     METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     BUCKET_ROWS_FIELD_NUMBER: _ClassVar[int]
+    PAST_PARTITIONS_FIELD_NUMBER: _ClassVar[int]
     PAIR_FIELD_NUMBER: _ClassVar[int]
     cluster_spec: bytes
     routing: Routing
@@ -255,8 +258,9 @@ class StatusReply(_message.Message):
     metrics_address: str
     pid: int
     bucket_rows: bytes
+    past_partitions: _containers.RepeatedScalarFieldContainer[int]
     pair: PairStatus
-    def __init__(self, cluster_spec: _Optional[bytes] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., shard: _Optional[int] = ..., tables: _Optional[bytes] = ..., queue_depth: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., bucket_rows: _Optional[bytes] = ..., pair: _Optional[_Union[PairStatus, _Mapping]] = ...) -> None: ...
+    def __init__(self, cluster_spec: _Optional[bytes] = ..., routing: _Optional[_Union[Routing, _Mapping]] = ..., shard: _Optional[int] = ..., tables: _Optional[bytes] = ..., queue_depth: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., metrics_address: _Optional[str] = ..., pid: _Optional[int] = ..., bucket_rows: _Optional[bytes] = ..., past_partitions: _Optional[_Iterable[int]] = ..., pair: _Optional[_Union[PairStatus, _Mapping]] = ...) -> None: ...
 
 class PairRequest(_message.Message):
     __slots__ = ("term", "role", "other", "has_standby", "predecessor_is_dead")
@@ -307,10 +311,12 @@ class ReplicateReply(_message.Message):
     def __init__(self) -> None: ...
 
 class DeltasRequest(_message.Message):
-    __slots__ = ("next_offset",)
+    __slots__ = ("next_offset", "partition")
     NEXT_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
     next_offset: int
-    def __init__(self, next_offset: _Optional[int] = ...) -> None: ...
+    partition: int
+    def __init__(self, next_offset: _Optional[int] = ..., partition: _Optional[int] = ...) -> None: ...
 
 class DeltasReply(_message.Message):
     __slots__ = ("frames", "offset", "end_offset", "end_total")

@@ -21,6 +21,8 @@ import torch
 
 from ps import chain, checkpoint
 from ps.delta_options import DeltaOptions
+from ps.deltas.alive import NAME as ALIVE
+from ps.deltas.alive import read_beat
 from ps.deltas.partition import Partition
 from ps.deltas.reading import PartitionReader, partition_folder
 from ps.deltas.retention import keep, kept_from
@@ -337,6 +339,9 @@ READERS = {
     "snapshot": Reader(make_journal, "snapshot-*.weir", read_journal, sealed_frames),
     "lock": Reader(make_journal, "LOCK", read_journal),
     "deltas": Reader(make_deltas, "partition-0/*.deltas", read_deltas, sealed_frames),
+    "sign of life": Reader(
+        make_deltas, f"partition-0/{ALIVE}", lambda folder: read_beat(partition_folder(folder, 0)), sealed_json
+    ),
     "kept deltas": Reader(make_deltas, "kept/v1.json", read_deltas, sealed_json),
     "position": Reader(make_position, POSITION_FILE, read_position),
     "dense": Reader(make_dense, DENSE, lambda folder: load_dense(folder, *tower())),

@@ -125,7 +125,7 @@ RIGHT = {
     "Restore": [pb.RestoreRequest(directory="/nowhere")],
     "Status": [pb.StatusRequest()],
     "Mark": [pb.MarkRequest(version="v1", step=1, data_time=2.0)],
-    "Deltas": [pb.DeltasRequest(next_offset=5)],
+    "Deltas": [pb.DeltasRequest(next_offset=5), pb.DeltasRequest(next_offset=5, partition=3)],
 }
 
 

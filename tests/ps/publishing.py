@@ -84,6 +84,11 @@ class Publisher:
         file.roll(time.time())
         return batch
 
+    def beat(self):
+        """Every shard says that it lives."""
+        for file in self.files.values():
+            file.beat(time.time(), epoch=self.epoch, shards=len(self.files))
+
     def close(self):
         """As a shard that ends: its folders can be taken by another."""
         for file in self.files.values():

@@ -193,6 +193,42 @@ def test_more_and_fewer_shards(tmp_path):
             follower.close()
 
 
+def test_a_version_from_before_shards_went(tmp_path):
+    """Is built from the partitions of those too, which any shard streams that has their files; while it is not, who
+    has none of them says so.
+    """
+    spec = spec_of(tmp_path)
+    with LocalCluster(spec, shards=3, placement="process") as cluster, cluster.connect() as client:
+        work(client, 1)
+        markers = client.mark("then", step=1, data_time=2.0)
+        then = client.pull("user", KEYS)
+        work(client, 2)
+        list(cluster.reshard(1))
+        work(client, 3)
+        partition, aside = tmp_path / "deltas" / "partition-2", tmp_path / "aside"
+        partition.rename(aside)
+        replica = Replica(spec, serving_spec(spec, "fp32"))
+        follower = Follower(replica, DeltaLines(cluster.addresses), stop_at=markers)
+        try:
+            until(lambda: "nobody has partitions [2] any more: take a newer version" in follower.trouble)
+            aside.rename(partition)
+            assert follower.wait_until_stopped(30), follower.trouble
+            np.testing.assert_array_equal(replica.pull("user", KEYS)[0], then)
+            assert replica.positions == {shard: offset + 1 for shard, offset in markers.items()}
+            assert replica.version == "then"
+            assert (client.pull("user", KEYS) != then).any()
+        finally:
+            follower.close()
+        # It goes on from there, as one that begins with a bundle from before: what nobody writes does not make it old.
+        follower = Follower(replica, DeltaLines(cluster.addresses))
+        try:
+            assert_equal(client, replica, follower)
+            time.sleep(2)
+            until(lambda: replica.lag(time.time()).seconds < 1.5, 10)
+        finally:
+            follower.close()
+
+
 def test_a_cluster_that_publishes_nothing(tmp_path):
     spec = spec_of(tmp_path).model_copy(update={"deltas": None})
     with LocalCluster(spec, shards=1, placement="process") as cluster:

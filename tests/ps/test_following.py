@@ -46,7 +46,7 @@ def test_rows_arrive_and_new_partitions_are_found(publisher):
         publisher.assert_served_by(replica.pull)
         assert replica.pull("user", ALL_KEYS)[1] == 20
         assert replica.version == "v1"
-        until(lambda: replica.lag(time.time()).seconds < 1)
+        until(lambda: publisher.beat() or replica.lag(time.time()).seconds < 1)
         assert replica.lag(time.time()).records == 0
         assert (follower.trouble, follower.needs_bundle, follower.num_restarts) == ("", False, 0)
     finally:

@@ -94,9 +94,20 @@ def build(
 def _wait(
     replica: Replica, follower: Follower, positions: Mapping[int, int], version: Version, stalled_seconds: float
 ) -> None:
-    """Until the replica has all before these next offsets. Raises VersionError where that is gone from the stream."""
-    missing, moved_at = None, time.monotonic()
+    """Until the replica has all before these next offsets. Raises VersionError where that is gone from the stream.
+
+    A partition that nobody has any more brings nothing: those who took its buckets have published them whole since, so
+    then all is waited for that they have published by now.
+    """
+    missing, moved_at, began = None, time.monotonic(), time.time()
     while not replica.wait_until(positions, 0.1):
+        gone = replica.retired
+        if (
+            not gone.isdisjoint(positions)
+            and replica.wait_until({each: end for each, end in positions.items() if each not in gone}, 0)
+            and (now := time.time()) - replica.age(now) > began
+        ):
+            return
         if follower.needs_bundle:
             raise VersionError(f"the stream has no longer all that version {version.name!r} needs: {follower.trouble}")
         found = replica.positions

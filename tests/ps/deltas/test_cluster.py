@@ -15,12 +15,13 @@ from ps.checkpoint import read_manifest
 from ps.client import Client
 from ps.deltas.reading import PartitionReader, find_partitions, partition_folder
 from ps.deltas.serving import received
-from ps.errors import NotAllowedError, RequestError, TrimmedError
+from ps.errors import NotAllowedError, RequestError, TrimmedError, UnavailableError
 from ps.placement import LocalCluster
 from ps.security import SecurityOptions
 from ps.serving_rows import RowEncoder, serving_spec
 from ps.spec import ClusterSpec
 from ps.transport import GrpcTransport
+from ps.wire import weir_pb2 as pb
 from tests.ps.deltas.streams import Follower, deltas_of
 from tests.ps.driving import SGD, keys_of
 
@@ -33,6 +34,10 @@ def spec_of(tmp_path, *, journal=False, **options):
     if journal:
         given["durability"] = {"mode": "journal", "directory": str(tmp_path / "journals")}
     return ClusterSpec.model_validate(given)
+
+
+def stream(transport, address, next_offset, **partition):
+    return transport.deltas(address, pb.DeltasRequest(next_offset=next_offset, **partition))
 
 
 def same_rows(client: Client, directory, codec="fp32", positions=None, follower=None):
@@ -88,7 +93,7 @@ def test_streams_tell_what_shards_hold(tmp_path, placement):
         follower = Follower(spec)
         for shard, address in enumerate(cluster.addresses):
             end = client.mark("v1", step=8, data_time=1.5)[shard]
-            for batches, next_offset, end_offset, end_total in received(transport.deltas(address, 0), address):
+            for batches, next_offset, end_offset, end_total in received(stream(transport, address, 0), address):
                 for batch in batches:
                     follower.apply(batch, shard)
                 assert next_offset <= end_offset
@@ -96,7 +101,7 @@ def test_streams_tell_what_shards_hold(tmp_path, placement):
                     assert end_total == batches[-1].total + batches[-1].records
                     break
         assert follower.rows == Follower(spec).follow(tmp_path / "deltas").rows
-        waiting = received(transport.deltas(address, end + 1), address)  # new ones come as they are written
+        waiting = received(stream(transport, address, end + 1), address)  # new ones come as they are written
         timer = threading.Timer(0.2, client.push, ("user", KEYS, np.ones((len(KEYS), 3), np.float32)), {"step": 9})
         timer.start()
         found = next(each.batches for each in waiting if each.batches)
@@ -117,9 +122,9 @@ def test_offsets_that_are_gone_or_of_another_partition_are_refused(tmp_path):
         transport = GrpcTransport()
         for offset in (0, 1, begin):
             with pytest.raises(TrimmedError, match=r"were removed.*take a newer bundle"):
-                next(transport.deltas(cluster.addresses[0], offset))
+                next(stream(transport, cluster.addresses[0], offset))
         with pytest.raises(TrimmedError, match="of another partition"):
-            next(transport.deltas(cluster.addresses[0], last + 1000))
+            next(stream(transport, cluster.addresses[0], last + 1000))
         transport.close()
 
 
@@ -129,7 +134,7 @@ def test_a_cluster_without_deltas_says_so():
             client.mark("v1", step=1, data_time=0.0)
         transport = GrpcTransport()
         with pytest.raises(RequestError, match="publishes no deltas"):
-            next(transport.deltas(client.routing.addresses[0], 0))
+            next(stream(transport, client.routing.addresses[0], 0))
         transport.close()
 
 
@@ -141,10 +146,10 @@ def test_streams_ask_for_the_token(tmp_path):
     with LocalCluster(spec_of(tmp_path), placement="process", security=security) as cluster:
         transport = GrpcTransport()
         with pytest.raises(NotAllowedError, match="no token came along"):
-            next(transport.deltas(cluster.addresses[0], 0))
+            next(stream(transport, cluster.addresses[0], 0))
         transport.close()
         transport = GrpcTransport(security)
-        assert next(transport.deltas(cluster.addresses[0], 0)).end_offset >= 0
+        assert next(stream(transport, cluster.addresses[0], 0)).end_offset >= 0
         transport.close()
 
 
@@ -198,6 +203,48 @@ def test_resharding_and_restore(tmp_path):
         list(cluster.reshard(1))
         same_rows(client, tmp_path / "deltas")
         assert restored.rows != {}
+
+
+def test_partitions_of_shards_that_are_gone_come_from_those_that_are_left(tmp_path):
+    spec, folder = spec_of(tmp_path), tmp_path / "deltas"
+    with LocalCluster(spec, shards=3) as cluster, cluster.connect() as client:
+        work(client, 1)
+        end = client.mark("v1", step=8, data_time=1.5)[2]
+        with pytest.raises(RequestError, match="partition 2 is streamed by shard 2; this is shard 0"):
+            next(stream(cluster._transport(), cluster.addresses[0], 0, partition=2))
+        list(cluster.reshard(2))
+        (folder / "partition-99999999999").mkdir()  # no number of the wire
+        transport = cluster._transport()
+        asked = pb.StatusRequest(wants_partitions=True)
+        for shard, address in enumerate(cluster.addresses):
+            assert list(transport.send(address, "Status", asked, 10).result().past_partitions) == [2]
+            assert not transport.send(address, "Status", pb.StatusRequest(), 10).result().past_partitions
+            assert next(stream(transport, address, 0, partition=shard)).end_offset  # its own, by its number
+            found = []
+            for reply in received(stream(transport, address, 0, partition=2), address):
+                found += reply.batches
+                if reply.end_offset:  # told where it is met
+                    assert (reply.end_offset, reply.end_total) == (
+                        found[-1].offset + 1,
+                        found[-1].total + found[-1].records,
+                    )
+                    break
+            reader = PartitionReader(partition_folder(folder, 2))
+            assert [batch.offset for batch in found] == [batch.offset for batch in reader.read()]
+            assert end in [batch.offset for batch in found]
+            later = next(received(stream(transport, address, end + 1, partition=2), address))
+            assert end not in [batch.offset for batch in later.batches]
+            for number in (3, (1 << 32) - 1):
+                with pytest.raises(TrimmedError, match=f"partition {number} is not here any more; take a newer"):
+                    next(stream(transport, address, 0, partition=number))
+        waiting = stream(transport, cluster.addresses[0], 0, partition=2)
+        next(waiting)
+        list(cluster.reshard(3))  # it is its shard's again: whoever follows asks that
+        with pytest.raises((UnavailableError, StopIteration)):
+            for _ in range(20):
+                next(waiting)
+        assert next(stream(transport, cluster.addresses[2], end + 1)).end_offset > end
+        transport.close()
 
 
 class MovesBetweenMarks:

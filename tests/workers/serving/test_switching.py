@@ -1,5 +1,6 @@
 """What answers follows the pointer: towers on live rows, rollbacks to old rows; what does not fit is refused."""
 
+import shutil
 import time
 import weakref
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from ps.delta_folder import DeltaFolder
+from ps.deltas.reading import partition_folder
 from ps.keys import bucket_of, hash_texts, pack
 from ps.serving_rows import serving_spec
 from tests.ps.publishing import Publisher
@@ -140,6 +142,26 @@ def test_a_rollback_has_the_rows_of_then_until_somebody_publishes(models, shards
     until(models, predictor, "whole", Shards.expected(FRESH, 0.0))
     models.publish("newest")
     until(models, predictor, "newest", shards.expected(4.0))
+
+
+def test_a_rollback_ends_though_a_shard_went(models, shards, server):
+    """Its partition, too: the version's marker in it is never met again."""
+    _, predictor = server
+    shards.learn(0.25)
+    models.publish(dense(models, shards, "old", adds=1.0))
+    shards.learn(0.75)
+    models.publish(dense(models, shards, "new", adds=2.0))
+    until(models, predictor, "new", shards.expected(2.0))
+    models.rollback()
+    wait_for(lambda: predictor.model.version == "old")
+    shards.move(range(TRAINED.num_buckets), 0)
+    shards.files.pop(1).close()
+    shutil.rmtree(partition_folder(shards.folder, 1))
+    shards.learn(1.5)
+    models.publish("new")
+    wait_for(lambda: shards.beat() or predictor.model.version == "new")
+    until(models, predictor, "new", shards.expected(2.0))
+    assert predictor.trouble() == ""
 
 
 class FRESH:
