@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from zlib_ng.zlib_ng import crc32
 
 NAME = "ALIVE"
 BEAT_SECONDS = 1.0
@@ -63,4 +64,4 @@ def read_beat(folder: Path) -> Beat | None:
 
 
 def _crc(body: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(body, sort_keys=True).encode())
+    return crc32(json.dumps(body, sort_keys=True).encode())
