@@ -23,10 +23,11 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ps.errors import UnavailableError, WeirError
+from ps.places import absolute
 from workers.config import Config
 from workers.training.cluster import OpenCluster
 from workers.training.progress import Follower
-from workers.training.runs import RESULT_FILE, Run, newest
+from workers.training.runs import RESULT_FILE, Run, newest, step_of
 from workers.training.snapshots import newest_snapshot
 from workers.training.world import World
 
@@ -37,20 +38,20 @@ LOG_FILE = "log.txt"  # rank 0's lines, which the driver shows
 class _Start:
     """Where a group begins: a checkpoint of everything, or a snapshot of the tower beside the rows as they are."""
 
-    checkpoint: Path | None = None
-    snapshot: Path | None = None
+    checkpoint: str | None = None
+    snapshot: str | None = None
 
     @property
     def step(self) -> int:
         found = self.snapshot or self.checkpoint
-        return 0 if found is None else int(found.name.removeprefix("step-"))
+        return 0 if found is None else step_of(found)
 
 
 class _GroupFailedError(UnavailableError):
     """A worker's process died, or raised what is not ours."""
 
 
-def train_in_group(config: Config, cluster: OpenCluster, run: Run, checkpoint: Path | None) -> dict[str, Any]:
+def train_in_group(config: Config, cluster: OpenCluster, run: Run, checkpoint: str | None) -> dict[str, Any]:
     """Train with `cluster.workers.count` workers; the result of rank 0. Raises what a worker raised.
 
     A group of which a worker died is started anew, where it has come further than the time before. The run's directory
@@ -104,8 +105,9 @@ def _group(config: Config, cluster: OpenCluster, run: Run, start: _Start, number
             "config": config.model_dump_json(),
             "cluster": cluster.name,
             "run": str(run.directory.absolute()),
-            "checkpoint": start.checkpoint and str(start.checkpoint.absolute()),
-            "snapshot": start.snapshot and str(start.snapshot.absolute()),
+            "elsewhere": run.elsewhere,
+            "checkpoint": start.checkpoint and absolute(start.checkpoint),
+            "snapshot": start.snapshot and absolute(start.snapshot),
             "generation": time.time_ns() // 1_000_000,
             "directory": os.getcwd(),
         },
@@ -164,9 +166,8 @@ def _worker(settings: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size())
     config = Config.model_validate_json(settings["config"])
     group = GroupOptions(generation=settings["generation"], rank=world.rank, world=world.size)
-    run = Run(Path(settings["run"]))
-    checkpoint = settings["checkpoint"] and Path(settings["checkpoint"])
-    snapshot = settings["snapshot"] and Path(settings["snapshot"])
+    run = Run(Path(settings["run"]), settings["elsewhere"])
+    checkpoint, snapshot = settings["checkpoint"], settings["snapshot"]
     options = config.cluster.client.model_copy(update={"group": group})
     with connect(settings["cluster"], options, config.cluster.security) as client:
         try:
