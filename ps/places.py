@@ -271,7 +271,8 @@ def open_place(directory: str | os.PathLike[str]) -> Place:
 
 
 def reason(error: OSError) -> str:
-    return error.strerror or str(error)
+    """What it says, as a part of one line."""
+    return " ".join((error.strerror or str(error)).split()).rstrip(" .:")
 
 
 def sync_folder(folder: Path) -> None:

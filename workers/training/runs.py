@@ -19,7 +19,7 @@ import json
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -120,7 +120,9 @@ def open_run(
     try:
         _write_json(run, CONFIG_FILE, config)
     except CheckpointError:
-        run.directory.rmdir()
+        with suppress(OSError):  # nothing but what was just made
+            run.directory.rmdir()
+            run.directory.parent.rmdir()
         raise
     return run, None
 
