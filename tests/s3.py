@@ -1,4 +1,4 @@
-"""A real S3 server in a process of its own: moto's, beside this Python or on the PATH."""
+"""A real S3 server in a process of its own: moto's, beside this Python or at $MOTO_SERVER."""
 
 import os
 import shutil
@@ -59,8 +59,7 @@ def _free_port():
 @contextmanager
 def serving():
     """A server with one empty bucket, and its credentials in the environment."""
-    beside = str(Path(sys.executable).parent)
-    command = shutil.which("moto_server", path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}")
+    command = os.environ.get("MOTO_SERVER") or shutil.which("moto_server", path=Path(sys.executable).parent)
     if command is None:
         pytest.skip("needs an S3 server: pip install 'moto[server]>=5.2.5'")
     port = _free_port()
