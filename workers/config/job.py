@@ -203,6 +203,12 @@ class Config(Section):
             raise ValueError(
                 "cluster.durability.mode: checkpoint needs regular ones: checkpoint.every_steps or every_minutes"
             )
+        for place, folder in (
+            ("cluster.durability", self.cluster.durability.directory),
+            ("cluster.deltas", self.cluster.deltas and self.cluster.deltas.directory),
+        ):
+            if folder and is_uri(folder):
+                raise ValueError(f"{place}.directory: found {folder}; must be a folder of the shards' machines")
         if self.serving is not None and self.cluster.deltas is None:
             raise ValueError(
                 "serving: towers are published beside a stream of the rows' changes; set cluster.deltas, {} will do"
