@@ -9,10 +9,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from ps.delta_options import DeltaOptions
 from ps.durability import Durability
-from ps.errors import CheckpointError, RequestError
+from ps.errors import RequestError
 from ps.mapping import read_mapping
 from ps.options import ClientOptions
-from ps.places import is_uri, open_place
+from ps.places import is_uri
 from ps.security import SecurityOptions
 from ps.spec import ClusterSpec, TableSpec, with_modules
 from workers.config.data import Data
@@ -93,14 +93,6 @@ def _readable(mapping: dict[str, Any]) -> dict[str, Any]:
     return mapping
 
 
-def _openable(directory: str) -> str:
-    try:
-        open_place(directory)
-    except CheckpointError as error:
-        raise ValueError(str(error)) from None
-    return directory
-
-
 def _local(folder: str) -> str:
     if is_uri(folder):
         raise ValueError(
@@ -120,7 +112,7 @@ class Checkpoint(Section):
     rows write only those that have changed since the one before; after max_increments of them, all.
     """
 
-    directory: Annotated[str, AfterValidator(_openable)] | None = None
+    directory: str | None = None
     every_steps: int | None = Field(default=None, ge=1)
     every_minutes: float | None = Field(default=None, gt=0)
     keep: int = Field(default=2, ge=1)

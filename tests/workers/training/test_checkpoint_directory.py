@@ -116,17 +116,18 @@ def test_every_command_reads_them(stored, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("checkpoint.directory=s4://weir/a", "checkpoint.directory (from --set): s4://weir/a cannot be opened: "),
+        ("checkpoint.directory=s4://weir/a", "s4://weir/a/small cannot be opened: Unrecognized filesystem type"),
         ("checkpoint.directory={elsewhere}", "Bucket 'elsewhere' not found"),
         ("checkpoint.start_from={elsewhere}", "holds no complete checkpoint"),
         ("runs={elsewhere}", "and the URI as checkpoint.directory"),
+        ("cluster.deltas.directory={elsewhere}", "must be a folder of the shards' machines"),
     ],
 )
 def test_mistakes_are_one_line(s3, tmp_path, setting, said):
     runs = tmp_path / "runs"
     line = mistake(weir("train", write(tmp_path), "--set", setting.format(elsewhere=s3.uri("a", bucket="elsewhere"))))
     assert said in line
-    assert not list(runs.rglob("result.json"))
+    assert not list(runs.rglob("*.csv"))
 
 
 def test_credentials_that_the_store_refuses(s3, tmp_path):
