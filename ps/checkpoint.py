@@ -138,7 +138,7 @@ def write_manifest(
     """Complete a checkpoint, and remove the files of an earlier one in the same folder. parts: SaveReply.manifest of
     all shards. id: of the save. base: since when the parts that are increments hold what has changed.
 
-    Raises CheckpointError when parts are missing.
+    Raises CheckpointError when parts are missing, also where shards wrote them to disks that are not seen here.
     """
     place, found = open_place(directory), tuple(msgpack.unpackb(part) for part in parts)
     needed = base if any(part.get("increment") for part in found) else None
@@ -158,6 +158,13 @@ def write_manifest(
     text = json.dumps({**body, "crc32": _json_crc(body)}, indent=1)
     kept = {part["file"] for part in manifest.parts}
     try:
+        unseen = [part for part in manifest.parts if place.size(part["file"]) != part["bytes"]]
+        if unseen:
+            shown, shard = inside(directory, unseen[0]["file"]), unseen[0]["shard"]
+            raise CheckpointError(
+                f"{shown} is not as shard {shard} wrote it, or not there: give a folder that all shards and this "
+                "process share, or a URI"
+            )
         place.replace(MANIFEST, text.encode())
         for name in place.names():
             if _PART_NAME.fullmatch(name) and name not in kept:
