@@ -2,7 +2,6 @@
 runs folder is a file system of its own (a mount namespace, which root may make). Checkpoints lie in S3.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -24,7 +23,7 @@ RAY = str(Path(sys.executable).with_name("ray"))
 SMALL = ["--block", "--disable-usage-stats", "--object-store-memory=80000000"]
 ON_RAY = {"cluster.placement": "ray", "cluster.cpus_per_shard": 0.25}
 GROUP = {**ON_RAY, "cluster.workers": {"count": 2, "cpus": 0.25}}
-LONG = {"checkpoint.every_steps": 4, "train.epochs": 6, "data.batch_size": 32}
+LONG = {"checkpoint.every_steps": 20, "train.epochs": 4, "data.batch_size": 32}
 
 
 @pytest.fixture(scope="module")
@@ -96,4 +95,6 @@ def test_workers_of_another_node(address, s3, runs, tmp_path):
     done = weir(address, "train", file, "--set", directory).wait()
     whole = weir(address, "train", file, "--set", f"checkpoint.directory={s3.uri('whole')}").wait()
     assert_same_bits(done.result["checkpoint"], whole.result["checkpoint"])
-    assert json.loads((runs / "group/0001/result.json").read_text())["auc"] == whole.result["auc"]
+    assert done.result["auc"] == whole.result["auc"]
+    assert not list((runs / "group/0001").glob("*.csv")), "the nodes share a disk"
+    assert s3.files("group/group/0001")[-1] == "result.json", "the request to stop is left"

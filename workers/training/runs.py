@@ -95,6 +95,15 @@ class Run:
         """Write result.json; after this the run is not continued any more."""
         _write_json(self, RESULT_FILE, result)
 
+    def result(self) -> dict[str, Any]:
+        """What `finish` wrote, on whatever machine. Raises CheckpointError."""
+        try:
+            with open_place(self.home).open(RESULT_FILE) as file:
+                found: dict[str, Any] = json.loads(file.read())
+                return found
+        except OSError as error:
+            raise _unreachable(inside(self.home, RESULT_FILE), error) from error
+
 
 def open_run(
     runs: Path, name: str, config: dict[str, Any], *, resume: bool, directory: str | None = None
