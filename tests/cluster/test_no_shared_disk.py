@@ -4,6 +4,7 @@ runs folder is a file system of its own (a mount namespace, which root may make)
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -63,37 +64,48 @@ def address(s3, runs, tmp_path_factory):
         shutil.rmtree(short, ignore_errors=True)
 
 
-def weir(address, *arguments):
-    return Weir(*arguments, "--json", RAY_ADDRESS=address)
+@pytest.fixture
+def weir(address):
+    started = []
+
+    def start(*arguments):
+        started.append(Weir(*arguments, "--json", RAY_ADDRESS=address))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            os.killpg(each.process.pid, signal.SIGKILL)
+            each.process.wait()
 
 
-def test_shards_of_another_node(address, s3, runs, tmp_path):
+def test_shards_of_another_node(weir, s3, runs, tmp_path):
     file = write(tmp_path, {**ON_RAY, **LONG, "runs": str(runs)})
-    done = weir(address, "train", file).wait()
+    done = weir("train", file).wait()
     assert done.status == 2, "shards wrote to a disk that only they see"
     assert "a folder that all shards and this process share, or a URI" in done.said
     directory = f"checkpoint.directory={s3.uri('shards')}"
-    first = weir(address, "train", file, "--set", directory)
-    wait_for(lambda: newest(s3.uri("shards/small/0002/checkpoints")), "a first checkpoint")
+    first = weir("train", file, "--set", directory)
+    wait_for(lambda: newest(s3.uri("shards/small/0002/checkpoints")), "a first checkpoint", 180)
     first.interrupt()
     assert first.wait().status == 130
-    result = weir(address, "train", file, "--set", directory).wait().result
+    result = weir("train", file, "--set", directory).wait(300).result
     assert result["run"].endswith("0002")
     whole = train(load(tmp_path, {**LONG, "runs": str(tmp_path / "whole")}))
     assert_same_bits(result["checkpoint"], whole["checkpoint"])
 
 
-def test_workers_of_another_node(address, s3, runs, tmp_path):
+def test_workers_of_another_node(weir, s3, runs, tmp_path):
     file = write(tmp_path, {**GROUP, **LONG, "name": "group", "runs": str(runs)})
     directory = f"checkpoint.directory={s3.uri('group')}"
-    first = weir(address, "train", file, "--set", directory)
-    wait_for(lambda: newest(s3.uri("group/group/0001/checkpoints")), "a first checkpoint")
+    first = weir("train", file, "--set", directory)
+    wait_for(lambda: newest(s3.uri("group/group/0001/checkpoints")), "a first checkpoint", 180)
     first.interrupt()
     stopped = first.wait()
     assert stopped.status == 130, stopped.stderr
     assert "stopped after step" in stopped.said
-    done = weir(address, "train", file, "--set", directory).wait()
-    whole = weir(address, "train", file, "--set", f"checkpoint.directory={s3.uri('whole')}").wait()
+    done = weir("train", file, "--set", directory).wait(300)
+    whole = weir("train", file, "--set", f"checkpoint.directory={s3.uri('whole')}").wait(300)
     assert_same_bits(done.result["checkpoint"], whole.result["checkpoint"])
     assert done.result["auc"] == whole.result["auc"]
     assert not list((runs / "group/0001").glob("*.csv")), "the nodes share a disk"
