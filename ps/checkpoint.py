@@ -33,7 +33,7 @@ from pydantic import BaseModel, Field, ValidationError
 from zlib_ng.zlib_ng import crc32
 
 from ps.errors import CheckpointError, RequestError
-from ps.places import Place, joined, open_place, reason, relative
+from ps.places import Place, inside, joined, open_place, reason, relative
 from ps.record import VERSION, Buffer, FrameReader, Record, encode_frame
 from ps.spec import ClusterSpec
 
@@ -83,7 +83,7 @@ class Manifest:
 
     def open(self, part: Mapping[str, Any], wanted: Wanted | None = None) -> AbstractContextManager[Part]:
         """`open_part` of one of its files."""
-        shown = f"{self.directory}/{part['file']}"
+        shown = inside(self.directory, part["file"])
         return open_part(self.place, part["file"], shown=shown, wanted=wanted or _all)
 
 
@@ -120,7 +120,8 @@ def write_part(directory: str | Path, shard: int, num_shards: int, pieces: Itera
                 crc = crc32(piece, crc)
     except OSError as error:
         raise CheckpointError(
-            f"shard {shard} cannot write {directory}/{name}: {reason(error)}; free space or choose another folder"
+            f"shard {shard} cannot write {inside(directory, name)}: {reason(error)}; free space or choose another "
+            "folder"
         ) from error
     return {"file": name, "bytes": num_bytes, "crc32": crc, "shard": shard, "num_shards": num_shards}
 
@@ -137,7 +138,7 @@ def write_manifest(
     """Complete a checkpoint, and remove the files of an earlier one in the same folder. parts: SaveReply.manifest of
     all shards. id: of the save. base: since when the parts that are increments hold what has changed.
 
-    Raises CheckpointError when parts are missing.
+    Raises CheckpointError when parts are missing, also where shards wrote them to disks that are not seen here.
     """
     place, found = open_place(directory), tuple(msgpack.unpackb(part) for part in parts)
     needed = base if any(part.get("increment") for part in found) else None
@@ -157,12 +158,19 @@ def write_manifest(
     text = json.dumps({**body, "crc32": _json_crc(body)}, indent=1)
     kept = {part["file"] for part in manifest.parts}
     try:
+        unseen = [part for part in manifest.parts if place.size(part["file"]) != part["bytes"]]
+        if unseen:
+            shown, shard = inside(directory, unseen[0]["file"]), unseen[0]["shard"]
+            raise CheckpointError(
+                f"{shown} is not as shard {shard} wrote it, or not there: give a folder that all shards and this "
+                "process share, or a URI"
+            )
         place.replace(MANIFEST, text.encode())
         for name in place.names():
             if _PART_NAME.fullmatch(name) and name not in kept:
                 place.remove(name)
     except OSError as error:
-        raise CheckpointError(f"cannot write {directory}/{MANIFEST}: {reason(error)}") from error
+        raise CheckpointError(f"cannot write {inside(directory, MANIFEST)}: {reason(error)}") from error
     return manifest
 
 
@@ -170,7 +178,7 @@ def read_manifest(directory: str | Path, *, above: tuple[str, ...] = ()) -> Mani
     """Raises CheckpointError when there is no complete checkpoint, or a file is missing or has another length, of it or
     of a base that it needs. above: the increments that need it.
     """
-    place, path = open_place(directory), f"{directory}/{MANIFEST}"
+    place, path = open_place(directory), inside(directory, MANIFEST)
     try:
         with place.open(MANIFEST) as file:
             body = json.loads(file.read())
@@ -196,15 +204,14 @@ def read_manifest(directory: str | Path, *, above: tuple[str, ...] = ()) -> Mani
     manifest = Manifest(str(directory), place, spec, tuple(body["parts"]), body["extra"], said.id, base)
     _check_complete(manifest)
     for part in manifest.parts:
+        shown = inside(directory, part["file"])
         try:
             found = place.size(part["file"])
         except OSError as error:
-            raise CheckpointError(f"{directory}/{part['file']} cannot be looked at: {reason(error)}") from error
+            raise CheckpointError(f"{shown} cannot be looked at: {reason(error)}") from error
         if found != part["bytes"]:
             state = "is missing" if found is None else f"has {found} bytes"
-            raise CheckpointError(
-                f"{directory}/{part['file']} {state}, the manifest says {part['bytes']} bytes; use another checkpoint"
-            )
+            raise CheckpointError(f"{shown} {state}, the manifest says {part['bytes']} bytes; use another checkpoint")
     return manifest
 
 

@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import posixpath
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -48,6 +49,14 @@ class Place(Protocol):
     def names(self) -> list[str]: ...
 
     def remove(self, name: str) -> None: ...
+
+    def folders(self) -> list[str]:
+        """Names of the places inside this one; none where it is not there."""
+        ...
+
+    def remove_all(self) -> None:
+        """This place, its files and the places inside; no matter whether it is there."""
+        ...
 
 
 def _advise(descriptor: int, start: int, length: int, advice: str) -> None:
@@ -136,6 +145,13 @@ class LocalPlace:
     def remove(self, name: str) -> None:
         (self._folder / name).unlink(missing_ok=True)
 
+    def folders(self) -> list[str]:
+        return [path.name for path in self._folder.iterdir() if path.is_dir()] if self._folder.is_dir() else []
+
+    def remove_all(self) -> None:
+        if self._folder.exists():
+            shutil.rmtree(self._folder)
+
 
 class ArrowPlace:
     """A folder of a pyarrow.fs.FileSystem."""
@@ -168,14 +184,23 @@ class ArrowPlace:
         return int(found.size) if found.is_file else None
 
     def names(self) -> list[str]:
-        from pyarrow.fs import FileSelector
-
-        found = self._fs.get_file_info(FileSelector(self._path, allow_not_found=True))
-        return [each.base_name for each in found if each.is_file]
+        return [each.base_name for each in self._listed() if each.is_file]
 
     def remove(self, name: str) -> None:
         if self.size(name) is not None:
             self._fs.delete_file(self._at(name))
+
+    def folders(self) -> list[str]:
+        return [each.base_name for each in self._listed() if not each.is_file]
+
+    def remove_all(self) -> None:
+        with suppress(FileNotFoundError):
+            self._fs.delete_dir(self._path)
+
+    def _listed(self) -> Any:
+        from pyarrow.fs import FileSelector
+
+        return self._fs.get_file_info(FileSelector(self._path, allow_not_found=True))
 
     def _at(self, name: str) -> str:
         return f"{self._path}/{name}"
@@ -187,6 +212,13 @@ def absolute(directory: str | os.PathLike[str]) -> str:
     """
     text = os.fspath(directory)
     return text if is_uri(text) else os.path.abspath(text)
+
+
+def inside(directory: str | os.PathLike[str], name: str) -> str:
+    """A folder or a file of a folder; in a URI before its query."""
+    text = os.fspath(directory)
+    path, mark, query = text.partition("?") if is_uri(text) else (text, "", "")
+    return f"{path}{'' if path.endswith('/') else '/'}{name}{mark}{query}"
 
 
 def relative(directory: str, start: str) -> str:
@@ -239,7 +271,8 @@ def open_place(directory: str | os.PathLike[str]) -> Place:
 
 
 def reason(error: OSError) -> str:
-    return error.strerror or str(error)
+    """What it says, as a part of one line."""
+    return " ".join((error.strerror or str(error)).split()).rstrip(" .:")
 
 
 def sync_folder(folder: Path) -> None:

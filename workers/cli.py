@@ -41,7 +41,7 @@ def train(config: ConfigPath, overrides: Overrides = None, local: Local = False,
 @app.command()
 def evaluate(
     config: ConfigPath,
-    checkpoint: Annotated[Path, typer.Option(help="a checkpoint directory", show_default=False)],
+    checkpoint: Annotated[str, typer.Option(help="a checkpoint directory, or its URI", show_default=False)],
     overrides: Overrides = None,
     local: Local = False,
     as_json: Json = False,

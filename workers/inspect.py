@@ -12,12 +12,12 @@ from ps.chain import find_row, verify
 from ps.checkpoint import read_manifest
 from ps.errors import BundleError, RequestError
 from ps.keys import hash_texts, pack
+from ps.places import absolute, inside, joined, open_place
 from workers.config import Config
 from workers.config.errors import nearest
 from workers.serving.bundle import Bundle, is_bundle, read_bundle
 from workers.slots import SLOT_STATISTICS, RecordedSlots, by_name, names_of
-
-CONFIG_FILE = "config.json"
+from workers.training.runs import CONFIG_FILE
 
 
 def inspect(path: Path | str, key: str | None = None, *, slots: bool = False) -> dict[str, Any]:
@@ -152,15 +152,19 @@ def _fields_of(path: Path | str) -> dict[str, tuple[int, str]]:
 
 def _config(path: Path | str) -> Config | None:
     """The config of the run that the checkpoint belongs to; None where it lies elsewhere."""
-    path = Path(path)
-    for folder in (path, *path.absolute().parents):
-        path = folder / CONFIG_FILE
-        if path.is_file():
-            try:
-                return Config.model_validate(json.loads(path.read_text()))
-            except (OSError, ValueError, RecursionError) as error:
-                said = " ".join(str(error).split())[:300]
-                raise RequestError(f"{path}: the run's configuration cannot be read: {said}") from error
+    folder, above = None, absolute(path)
+    while folder != above:
+        folder, above = above, joined(above, "..")
+        try:
+            with open_place(folder).open(CONFIG_FILE) as file:
+                return Config.model_validate(json.loads(file.read()))
+        except OSError:  # none there, or a folder above the run that we may not read
+            continue
+        except (ValueError, RecursionError) as error:
+            said = " ".join(str(error).split())[:300]
+            raise RequestError(
+                f"{inside(folder, CONFIG_FILE)}: the run's configuration cannot be read: {said}"
+            ) from error
     return None
 
 

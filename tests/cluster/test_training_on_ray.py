@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -33,7 +34,7 @@ def test_two_workers(join, tmp_path):
     run = tmp_path / "runs/small/0001"
     assert done.stderr.count("valid: auc") == 2, "the first worker's lines, shown by the driver"
     assert len((run / "valid.csv").read_text().splitlines()) == 3
-    checkpoint = newest(run / "checkpoints")
+    checkpoint = Path(newest(run / "checkpoints"))
     assert [path.name for path in (run / "checkpoints").iterdir()] == [checkpoint.name] == ["step-16"]
     result = json.loads(done.stdout)
     assert (result["epochs"], result["steps"], result["samples"]) == (2, 16, 16 * 250)
@@ -85,7 +86,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_next_run_goes_on(weir, join, tmp_pat
     done = first.wait()
     assert done.status == 130, done.stderr
     assert "stopped after step" in done.said
-    stopped = newest(run / "checkpoints")
+    stopped = Path(newest(run / "checkpoints"))
     assert str(stopped) in done.said
     assert not actor.cluster_exists("small")
     done = run_here("train", file, "--json")

@@ -278,7 +278,7 @@ def make_position(folder):
 def make_run(folder):
     """A run that was begun, with one complete checkpoint."""
     run, _ = open_run(folder, "small", load(folder).model_dump(mode="json"), resume=True)
-    make_checkpoint(run.checkpoints / "step-2")
+    make_checkpoint(Path(run.checkpoints) / "step-2")
 
 
 def read_run(folder):

@@ -12,6 +12,7 @@ from ps.durability import Durability
 from ps.errors import RequestError
 from ps.mapping import read_mapping
 from ps.options import ClientOptions
+from ps.places import is_uri
 from ps.security import SecurityOptions
 from ps.spec import ClusterSpec, TableSpec, with_modules
 from workers.config.data import Data
@@ -92,14 +93,26 @@ def _readable(mapping: dict[str, Any]) -> dict[str, Any]:
     return mapping
 
 
+def _local(folder: str) -> str:
+    if is_uri(folder):
+        raise ValueError(
+            f"found {folder}; curves and logs are appended to, in a folder of this machine: give a path here, "
+            "and the URI as checkpoint.directory"
+        )
+    return folder
+
+
 class Checkpoint(Section):
-    """keep: how many of the newest. resume: auto goes on from the newest one of the latest unfinished run.
+    """directory: where they lie, a path or a URI that pyarrow opens, which this process and all shards reach; default:
+    in the run's folder. keep: how many of the newest. resume: auto goes on from the newest one of the latest unfinished
+    run.
 
     start_from: a checkpoint, of this recipe or of another, whose rows and tower a new run begins with. mapping: where
     names of tables and segments differ there (ps/mapping.py), or in the checkpoint that is evaluated. incremental: of
     rows write only those that have changed since the one before; after max_increments of them, all.
     """
 
+    directory: str | None = None
     every_steps: int | None = Field(default=None, ge=1)
     every_minutes: float | None = Field(default=None, gt=0)
     keep: int = Field(default=2, ge=1)
@@ -124,7 +137,8 @@ class Config(Section):
 
     click: the label that counts as a click where tables count shows and clicks; default: the first one. group: column
     whose hash groups samples for GAUC. event_time: column of seconds. sample_weight: column of weights >= 0. model: its
-    name and its parameters, which the model itself checks. runs: directory of curves, logs and checkpoints.
+    name and its parameters, which the model itself checks. runs: folder of curves, logs and, unless they have a
+    directory of their own, checkpoints.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
@@ -143,7 +157,7 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     serving: Serving | None = None
     psfunc_modules: tuple[str, ...] = ()
-    runs: str = "runs"
+    runs: Annotated[str, AfterValidator(_local)] = "runs"
 
     @model_validator(mode="before")
     @classmethod
@@ -181,6 +195,12 @@ class Config(Section):
             raise ValueError(
                 "cluster.durability.mode: checkpoint needs regular ones: checkpoint.every_steps or every_minutes"
             )
+        for place, folder in (
+            ("cluster.durability", self.cluster.durability.directory),
+            ("cluster.deltas", self.cluster.deltas and self.cluster.deltas.directory),
+        ):
+            if folder and is_uri(folder):
+                raise ValueError(f"{place}.directory: found {folder}; must be a folder of the shards' machines")
         if self.serving is not None and self.cluster.deltas is None:
             raise ValueError(
                 "serving: towers are published beside a stream of the rows' changes; set cluster.deltas, {} will do"

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,8 +16,8 @@ import torch
 
 from ps.checkpoint import Manifest as RowsManifest
 from ps.checkpoint import read_manifest
-from ps.errors import BundleError, CheckpointError, RequestError
-from ps.places import absolute, is_uri, open_place, reason, sync_folder
+from ps.errors import BundleError, RequestError
+from ps.places import absolute, reason, sync_folder
 from ps.serving_rows import serving_spec, unserved_table
 from ps.spec import ClusterSpec
 from ps.types import CodecName, Keys, Rows
@@ -52,9 +51,9 @@ from workers.serving.manifest import (
     TowerInput,
 )
 from workers.serving.scores import scores_of
-from workers.training.dense import FILE, load_dense
+from workers.training.dense import load_dense
 from workers.training.job import check, model_of
-from workers.training.position import POSITION_FILE, Position, read_position
+from workers.training.position import Position, read_position
 
 RECORDED_SAMPLES = 1024  # that scores are compared on
 EXAMPLE_SAMPLES = 16  # of them that stand in the bundle
@@ -192,28 +191,10 @@ def _write_tower(
 
 def _restored(config: Config, schema: Schema, checkpoint: str | Path) -> tuple[Model, Position]:
     """The tower of a checkpoint, and where training stood."""
-    with _dense_files(checkpoint) as folder:
-        position = read_position(folder)[0]
-        model = model_of(config, schema)
-        load_dense(folder, model)
+    position = read_position(checkpoint)[0]
+    model = model_of(config, schema)
+    load_dense(checkpoint, model)
     return model, position
-
-
-@contextmanager
-def _dense_files(checkpoint: str | Path) -> Iterator[Path]:
-    """A folder of this machine that holds a checkpoint's dense files."""
-    if not is_uri(str(checkpoint)):
-        yield Path(checkpoint)
-        return
-    place = open_place(checkpoint)
-    with tempfile.TemporaryDirectory(prefix="weir-export-") as folder:
-        for name in (FILE, POSITION_FILE):
-            try:
-                with place.open(name) as file:
-                    (Path(folder) / name).write_bytes(file.read())
-            except OSError as error:
-                raise CheckpointError(f"{checkpoint}/{name} cannot be read: {reason(error)}") from error
-        yield Path(folder)
 
 
 def _check_tables(config: Config, rows: RowsManifest) -> None:

@@ -1,4 +1,4 @@
-"""Dense state on disk: the tower and its optimizer, as one safetensors file. Nothing is pickled.
+"""Dense state of a checkpoint: the tower and its optimizer, as one safetensors file. Nothing is pickled.
 
 model/<name>                 parameters and buffers
 optimizer/<index>/<name>     optimizer state of parameter <index>
@@ -8,17 +8,17 @@ metadata["param_groups"]     JSON, the optimizer's groups without their tensors
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ps.errors import CheckpointError
+from ps.places import inside, open_place, reason
 
 FILE = "dense.safetensors"
 
@@ -27,32 +27,31 @@ class OtherModelError(CheckpointError):
     """The file holds another model than the config builds."""
 
 
-def save_dense(directory: Path, model: nn.Module, optimizer: Optimizer) -> None:
-    """Write `directory`/dense.safetensors by atomic rename."""
+def save_dense(directory: str | Path, model: nn.Module, optimizer: Optimizer) -> None:
+    """Write `directory`/dense.safetensors (a path or a URI), whole or not at all. Raises CheckpointError."""
     tensors = {f"model/{name}": value.detach().clone() for name, value in model.state_dict().items()}
     state = optimizer.state_dict()
     for index, slots in state["state"].items():
         for name, value in slots.items():
             tensors[f"optimizer/{index}/{name}"] = torch.as_tensor(value).detach().clone()
-    target = directory / FILE
-    temporary = target.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"param_groups": json.dumps(state["param_groups"])})
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(target)
+    data = save(tensors, metadata={"param_groups": json.dumps(state["param_groups"])})
+    try:
+        open_place(directory).replace(FILE, data)
+    except OSError as error:
+        raise CheckpointError(f"{inside(directory, FILE)} cannot be written: {reason(error)}") from error
 
 
-def load_dense(directory: Path, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+def load_dense(directory: str | Path, model: nn.Module, optimizer: Optimizer | None = None) -> None:
     """Load what `save_dense` wrote; with an optimizer, its state too.
 
     Raises CheckpointError if the file is missing or damaged, OtherModelError if it is of another model.
     """
-    path = directory / FILE
+    path = inside(directory, FILE)
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
+        with open_place(directory).open(FILE) as file:
+            data = file.read()
+        tensors, metadata = load(data), _metadata(data)
+    except (OSError, SafetensorError, KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); take another checkpoint") from None
     _load_model(path, model, _under(tensors, "model/"))
     if optimizer is None:
@@ -70,11 +69,18 @@ def load_dense(directory: Path, model: nn.Module, optimizer: Optimizer | None = 
         ) from error
 
 
+def _metadata(data: bytes) -> dict[str, str]:
+    """Of a file that safetensors could read: 8 bytes length, a JSON header of so many, tensors."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    found: dict[str, str] = header.get("__metadata__", {})
+    return found
+
+
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _load_model(path: Path, model: nn.Module, saved: dict[str, Tensor]) -> None:
+def _load_model(path: str, model: nn.Module, saved: dict[str, Tensor]) -> None:
     present = model.state_dict()
     wrong = sorted(saved.keys() ^ present.keys()) or sorted(
         f"{name} {list(saved[name].shape)} (here {list(present[name].shape)})"

@@ -8,7 +8,6 @@ worker.
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import os
 import socket
@@ -23,11 +22,13 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ps.errors import UnavailableError, WeirError
+from ps.places import absolute, inside
 from workers.config import Config
 from workers.training.cluster import OpenCluster
 from workers.training.progress import Follower
-from workers.training.runs import RESULT_FILE, Run, newest
+from workers.training.runs import Run, newest, step_of
 from workers.training.snapshots import newest_snapshot
+from workers.training.stopping import receiving_stop, sending_stop
 from workers.training.world import World
 
 LOG_FILE = "log.txt"  # rank 0's lines, which the driver shows
@@ -37,28 +38,30 @@ LOG_FILE = "log.txt"  # rank 0's lines, which the driver shows
 class _Start:
     """Where a group begins: a checkpoint of everything, or a snapshot of the tower beside the rows as they are."""
 
-    checkpoint: Path | None = None
-    snapshot: Path | None = None
+    checkpoint: str | None = None
+    snapshot: str | None = None
 
     @property
     def step(self) -> int:
         found = self.snapshot or self.checkpoint
-        return 0 if found is None else int(found.name.removeprefix("step-"))
+        return 0 if found is None else step_of(found)
 
 
 class _GroupFailedError(UnavailableError):
     """A worker's process died, or raised what is not ours."""
 
 
-def train_in_group(config: Config, cluster: OpenCluster, run: Run, checkpoint: Path | None) -> dict[str, Any]:
+def train_in_group(config: Config, cluster: OpenCluster, run: Run, checkpoint: str | None) -> dict[str, Any]:
     """Train with `cluster.workers.count` workers; the result of rank 0. Raises what a worker raised.
 
-    A group of which a worker died is started anew, where it has come further than the time before. The run's directory
-    and the data must be reachable under the same paths on every node with a worker.
+    A group of which a worker died is started anew, where it has come further than the time before. The data must be
+    reachable under the same path on every node with a worker; so must the run's folder, unless checkpoints have a
+    directory of their own: then curves and lines of progress lie where the first worker runs.
     """
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     start, restarts, twice = _Start(checkpoint), 0, 0
-    with run.stopped_by_signals(), Follower(run.directory, run.directory / LOG_FILE) as follower:
+    follower = Follower(run.directory, run.directory / LOG_FILE)
+    with run.stopped_by_signals(), sending_stop(run), follower:
         while True:
             try:
                 _fit(_group(config, cluster, run, start, restarts), follower)
@@ -75,14 +78,17 @@ def train_in_group(config: Config, cluster: OpenCluster, run: Run, checkpoint: P
                     f"{error}; the workers start anew from step {again.step}, {rows}; "
                     f"about {max(0, lost)} samples are trained again"
                 )
-    result: dict[str, Any] = json.loads((run.directory / RESULT_FILE).read_text())
+    result = run.result()
     return {**result, "worker_restarts": restarts, "samples_trained_twice": twice}
 
 
 def _next_start(config: Config, run: Run) -> _Start:
-    """Where a group begins whose workers died. At staleness 0 only a whole cut will do."""
-    if config.cluster.client.staleness != 0:
-        return _Start(snapshot=newest_snapshot(run.directory))
+    """Where a group begins whose workers died. At staleness 0 only a whole cut will do; so where the snapshots lie on a
+    machine that is not seen from here.
+    """
+    snapshot = newest_snapshot(run.directory)
+    if config.cluster.client.staleness != 0 and (snapshot or run.elsewhere is None):
+        return _Start(snapshot=snapshot)
     return _Start(checkpoint=newest(run.checkpoints))
 
 
@@ -104,13 +110,14 @@ def _group(config: Config, cluster: OpenCluster, run: Run, start: _Start, number
             "config": config.model_dump_json(),
             "cluster": cluster.name,
             "run": str(run.directory.absolute()),
-            "checkpoint": start.checkpoint and str(start.checkpoint.absolute()),
-            "snapshot": start.snapshot and str(start.snapshot.absolute()),
+            "elsewhere": run.elsewhere,
+            "checkpoint": start.checkpoint and absolute(start.checkpoint),
+            "snapshot": start.snapshot and absolute(start.snapshot),
             "generation": time.time_ns() // 1_000_000,
             "directory": os.getcwd(),
         },
         scaling_config=ScalingConfig(num_workers=workers.count, resources_per_worker=resources),
-        run_config=RunConfig(name=f"group-{number}", storage_path=str((run.directory / "ray").absolute())),
+        run_config=RunConfig(name=f"group-{number}", storage_path=absolute(inside(run.home, "ray"))),
         torch_config=TorchConfig(backend="gloo"),
     )
 
@@ -164,11 +171,10 @@ def _worker(settings: dict[str, Any]) -> None:
     world = World(context.get_world_rank(), context.get_world_size())
     config = Config.model_validate_json(settings["config"])
     group = GroupOptions(generation=settings["generation"], rank=world.rank, world=world.size)
-    run = Run(Path(settings["run"]))
-    checkpoint = settings["checkpoint"] and Path(settings["checkpoint"])
-    snapshot = settings["snapshot"] and Path(settings["snapshot"])
+    run = Run(Path(settings["run"]), settings["elsewhere"])
+    checkpoint, snapshot = settings["checkpoint"], settings["snapshot"]
     options = config.cluster.client.model_copy(update={"group": group})
-    with connect(settings["cluster"], options, config.cluster.security) as client:
+    with receiving_stop(run), connect(settings["cluster"], options, config.cluster.security) as client:
         try:
             work(config, client, run, checkpoint, world, snapshot=snapshot, log=run.directory / LOG_FILE)
         except WeirError as error:

@@ -49,7 +49,11 @@ def train(config: Config, *, local: bool = False) -> dict[str, Any]:
             "set cluster.placement to ray and leave --local out, or set workers.count to 1"
         )
     run, checkpoint = open_run(
-        Path(config.runs), config.name, describe(config), resume=config.checkpoint.resume == "auto"
+        Path(config.runs),
+        config.name,
+        describe(config),
+        resume=config.checkpoint.resume == "auto",
+        directory=config.checkpoint.directory,
     )
     restores = checkpoint is not None or config.checkpoint.start_from is not None
     with open_cluster(config, local=local, restores=restores) as cluster:
@@ -63,13 +67,15 @@ def train(config: Config, *, local: bool = False) -> dict[str, Any]:
     return result
 
 
-def evaluate(config: Config, checkpoint: Path, *, local: bool = False) -> dict[str, Any]:
-    """Metrics of a checkpoint on the test split."""
+def evaluate(config: Config, checkpoint: str | Path, *, local: bool = False) -> dict[str, Any]:
+    """Metrics of a checkpoint, a path or a URI, on the test split."""
     found, predictions = predictions_of(config, checkpoint, local=local)
     return {**_tested(found, predictions, config), "checkpoint": str(checkpoint)}
 
 
-def predictions_of(config: Config, checkpoint: Path, *, local: bool = False) -> tuple[dict[str, float], Predictions]:
+def predictions_of(
+    config: Config, checkpoint: str | Path, *, local: bool = False
+) -> tuple[dict[str, float], Predictions]:
     """Metrics of a checkpoint on the test split, and the predictions behind them."""
     schema = Schema(config)
     check(config, schema)
@@ -78,10 +84,10 @@ def predictions_of(config: Config, checkpoint: Path, *, local: bool = False) -> 
         raise RequestError("data.test is missing: evaluate needs the test split")
     own = config.model_copy(update={"name": f"{config.name}-evaluate"})  # never the shards of a job that trains
     with open_cluster(own, local=local) as cluster, cluster.connect(config.cluster.client) as client:
-        run = Run(checkpoint.parent)
+        run = Run(Path(config.runs))
         with Reporter(None, quiet=True) as reporter:
             trainer = build_trainer(config, schema, splits, client, run, reporter, World())
-            trainer.restore(checkpoint, weights_only=True, mapping=config.checkpoint.mapping)
+            trainer.restore(str(checkpoint), weights_only=True, mapping=config.checkpoint.mapping)
             return trainer.evaluate("test")
 
 
@@ -89,10 +95,10 @@ def work(
     config: Config,
     client: Client,
     run: Run,
-    checkpoint: Path | None,
+    checkpoint: str | None,
     world: World,
     *,
-    snapshot: Path | None = None,
+    snapshot: str | None = None,
     log: Path | None = None,
 ) -> dict[str, Any]:
     """What each worker does: train, then evaluate its share of the test split; the first writes the result.
@@ -114,7 +120,7 @@ def work(
                 trainer.restore(checkpoint)
                 reporter.say(f"continuing {run.directory} after step {trainer.position.step}")
             elif start := config.checkpoint.start_from:
-                trainer.start_from(Path(start), config.checkpoint.mapping)
+                trainer.start_from(start, config.checkpoint.mapping)
             if config.serving is not None:
                 trainer.publisher = Publisher(config, run.directory, world, reporter.say)
             make_ready()

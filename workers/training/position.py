@@ -14,8 +14,8 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from ps.errors import CheckpointError
+from ps.places import inside, open_place, reason
 from ps.strict import Spec
-from workers.training.runs import write_json
 
 POSITION_FILE = "position.json"
 
@@ -59,22 +59,24 @@ class _File(Spec):
 
 
 def write_position(
-    directory: Path, position: Position, training_seconds: float, schedule: Mapping[str, Any] | None
+    directory: str | Path, position: Position, training_seconds: float, schedule: Mapping[str, Any] | None
 ) -> None:
-    """schedule: Schedule.state(), or None without one."""
-    write_json(
-        directory / POSITION_FILE,
-        {"position": {**vars(position), "training_seconds": training_seconds}, "schedule": schedule},
-    )
-
-
-def read_position(directory: Path) -> tuple[Position, float, dict[str, Any] | None]:
-    """What `write_position` wrote: position, seconds of training, state of the schedule. Raises CheckpointError."""
-    path = directory / POSITION_FILE
+    """directory: a path or a URI. schedule: Schedule.state(), or None without one. Raises CheckpointError."""
+    value = {"position": {**vars(position), "training_seconds": training_seconds}, "schedule": schedule}
     try:
-        found = _File.model_validate(json.loads(path.read_text()))
+        open_place(directory).replace(POSITION_FILE, json.dumps(value, indent=1).encode())
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}; take another checkpoint") from error
+        raise CheckpointError(f"{inside(directory, POSITION_FILE)} cannot be written: {reason(error)}") from error
+
+
+def read_position(directory: str | Path) -> tuple[Position, float, dict[str, Any] | None]:
+    """What `write_position` wrote: position, seconds of training, state of the schedule. Raises CheckpointError."""
+    path = inside(directory, POSITION_FILE)
+    try:
+        with open_place(directory).open(POSITION_FILE) as file:
+            found = _File.model_validate(json.loads(file.read()))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {reason(error)}; take another checkpoint") from error
     except (ValueError, RecursionError) as error:  # no text, no JSON, or other values
         said = error.errors()[0] if isinstance(error, ValidationError) else None
         what = str(error)[:200] if said is None else f"{'.'.join(map(str, said['loc']))}: {said['msg']}"

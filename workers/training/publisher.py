@@ -120,7 +120,6 @@ class Publisher:
         write: Callable[[], Version]
         if self._bundle is None or self._num_towers >= self._options.bundle_every:
             directory = self._folder / name
-            directory.mkdir(parents=True, exist_ok=True)
             save_dense(directory, trainer.scorer.bare_model, trainer.optimizer)
             write_position(directory, trainer.position, trainer.training_seconds, None)
             saving = trainer.client.start_save(str(directory.absolute()))

@@ -6,18 +6,20 @@
                            best/step-<n>/           the checkpoint of the best evaluation
                            result.json              written last: the run is finished
 
+With `checkpoint.directory`, a path or a URI, the checkpoints, config.json and result.json lie in
+<directory>/<name>/<number>/ instead, and say alone which run is continued: any machine that reaches them can. Both
+files are written to <runs>, too, where all that is appended to stays.
+
 A run without result.json whose config learns the same thing is continued from its newest complete checkpoint.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,7 +27,9 @@ from typing import Any
 
 from ps.checkpoint import MANIFEST, Manifest, read_manifest
 from ps.errors import CheckpointError, WeirError
+from ps.places import absolute, inside, joined, open_place, reason
 
+CONFIG_FILE = "config.json"
 STOP_FILE = "stop"
 RESULT_FILE = "result.json"
 
@@ -36,17 +40,25 @@ class InterruptedRunError(WeirError):
 
 @dataclass(frozen=True)
 class Run:
-    """One run's directory."""
+    """One run. directory: of this machine. elsewhere: where its checkpoints, config.json and result.json lie, a path or
+    a URI; default: there.
+    """
 
     directory: Path
+    elsewhere: str | None = None
 
     @property
-    def checkpoints(self) -> Path:
-        return self.directory / "checkpoints"
+    def home(self) -> str:
+        """Where its checkpoints lie."""
+        return self.elsewhere or str(self.directory)
 
     @property
-    def best(self) -> Path:
-        return self.directory / "best"
+    def checkpoints(self) -> str:
+        return inside(self.home, "checkpoints")
+
+    @property
+    def best(self) -> str:
+        return inside(self.home, "best")
 
     @property
     def stop_requested(self) -> bool:
@@ -81,67 +93,137 @@ class Run:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json; after this the run is not continued any more."""
-        write_json(self.directory / RESULT_FILE, result)
+        _write_json(self, RESULT_FILE, result)
+
+    def result(self) -> dict[str, Any]:
+        """What `finish` wrote, on whatever machine. Raises CheckpointError."""
+        try:
+            with open_place(self.home).open(RESULT_FILE) as file:
+                found: dict[str, Any] = json.loads(file.read())
+                return found
+        except OSError as error:
+            raise _unreachable(inside(self.home, RESULT_FILE), error) from error
 
 
-def open_run(runs: Path, name: str, config: dict[str, Any], *, resume: bool) -> tuple[Run, Path | None]:
-    """The run to write to, and the checkpoint to continue from (None: from the start)."""
-    home = runs / name
-    numbers = sorted(int(path.name) for path in home.glob("[0-9]*") if path.name.isdigit()) if home.is_dir() else []
+def open_run(
+    runs: Path, name: str, config: dict[str, Any], *, resume: bool, directory: str | None = None
+) -> tuple[Run, str | None]:
+    """The run to write to, and the checkpoint to continue from (None: from the start). directory: where checkpoints
+    lie, if not below `runs`. Raises CheckpointError where nothing can be written there.
+    """
+    numbers = _numbers(str(runs / name) if directory is None else inside(directory, name))
+
+    def numbered(number: int) -> Run:
+        place = f"{name}/{number:04d}"
+        return Run(runs / place, None if directory is None else inside(absolute(directory), place))
+
     if resume and numbers:
-        run = Run(home / f"{numbers[-1]:04d}")
+        run = numbered(numbers[-1])
         checkpoint = newest(run.checkpoints)
-        if not (run.directory / RESULT_FILE).exists() and checkpoint and _same_learning(run.directory, config):
+        if checkpoint and not _is_finished(run) and _same_learning(run.home, config):
+            run.directory.mkdir(parents=True, exist_ok=True)
             return run, checkpoint
-    run = Run(home / f"{(numbers[-1] if numbers else 0) + 1:04d}")
-    run.directory.mkdir(parents=True)
-    write_json(run.directory / "config.json", config)
+    taken = numbers if directory is None else [*numbers, *_numbers(str(runs / name))]
+    run = numbered(max(taken, default=0) + 1)
+    run.directory.mkdir(parents=True)  # fails where another job has just taken the number
+    try:
+        _write_json(run, CONFIG_FILE, config)
+    except CheckpointError:
+        with suppress(OSError):  # nothing but what was just made
+            run.directory.rmdir()
+            run.directory.parent.rmdir()
+        raise
     return run, None
 
 
-def newest(checkpoints: Path) -> Path | None:
-    """The complete checkpoint with the highest step below `checkpoints`."""
-    complete = [path for path in checkpoints.glob("step-*") if (path / MANIFEST).exists()]
-    return max(complete, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+def newest(checkpoints: str | Path) -> str | None:
+    """The complete checkpoint with the highest step below `checkpoints`. Raises CheckpointError."""
+    try:
+        for path in reversed(_by_step(checkpoints)):
+            if open_place(path).size(MANIFEST) is not None:
+                return path
+    except OSError as error:
+        raise _unreachable(checkpoints, error) from error
+    return None
 
 
-def keep_newest(checkpoints: Path, keep: int) -> None:
-    """Remove all but the `keep` newest whole checkpoints, and what an interrupted save left.
+def step_of(checkpoint: str) -> int:
+    """The step that the folder of a checkpoint of a run is named for."""
+    return int(checkpoint.partition("?")[0].rpartition("/step-")[2])
+
+
+def keep_newest(checkpoints: str | Path, keep: int) -> None:
+    """Remove all but the `keep` newest whole checkpoints, and what an interrupted save left. Raises CheckpointError
+    where the place does not let it.
 
     One whose manifest cannot be read, or whose files are not as it says, is left alone and counts for nothing. What a
     kept one is an increment of stays, too.
     """
-    paths = sorted(checkpoints.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-    whole = {path: found for path in paths if (found := _whole(path)) is not None}
-    needed = {os.path.abspath(member.directory) for found in list(whole.values())[-keep:] for member in found.chain}
-    for path in reversed(paths):  # an increment goes before what it needs
-        if (path in whole and os.path.abspath(path) not in needed) or not (path / MANIFEST).exists():
-            # The manifest goes first, so that a half-removed checkpoint is never taken for a complete one.
-            (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path)
-
-
-def _whole(path: Path) -> Manifest | None:
     try:
-        return read_manifest(path.absolute())
+        paths = _by_step(absolute(checkpoints))
+        whole = {path: found for path in paths if (found := _whole(path)) is not None}
+        needed = {joined(member.directory, ".") for found in list(whole.values())[-keep:] for member in found.chain}
+        for path in reversed(paths):  # an increment goes before what it needs
+            place = open_place(path)
+            if (path in whole and joined(path, ".") not in needed) or place.size(MANIFEST) is None:
+                # The manifest goes first, so that a half-removed checkpoint is never taken for a complete one.
+                place.remove(MANIFEST)
+                place.remove_all()
+    except OSError as error:
+        raise _unreachable(checkpoints, error) from error
+
+
+def _whole(path: str) -> Manifest | None:
+    try:
+        return read_manifest(path)
     except CheckpointError:
         return None
 
 
-def write_json(path: Path, value: Any) -> None:
-    """By atomic rename."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+def _by_step(checkpoints: str | Path) -> list[str]:
+    """Folders of checkpoints, whole or not, oldest first."""
+    names = [name for name in open_place(checkpoints).folders() if name.removeprefix("step-").isdigit()]
+    return sorted((inside(checkpoints, name) for name in names), key=step_of)
 
 
-def _same_learning(directory: Path, config: dict[str, Any]) -> bool:
+def _numbers(home: str) -> list[int]:
+    """Of the runs there, ascending."""
+    try:
+        return sorted(int(name) for name in open_place(home).folders() if name.isdigit())
+    except OSError as error:
+        raise _unreachable(home, error) from error
+
+
+def _unreachable(place: str | Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{place} cannot be reached: {reason(error)}; give another place, or see docs/checkpoints.md, Where"
+    )
+
+
+def _write_json(run: Run, name: str, value: Any) -> None:
+    """A small file of a run, whole or not at all: at its home first, and in its folder of this machine."""
+    for place in dict.fromkeys((run.home, str(run.directory))):
+        try:
+            open_place(place).replace(name, json.dumps(value, indent=1).encode())
+        except OSError as error:
+            raise CheckpointError(
+                f"{inside(place, name)} cannot be written: {reason(error)}; give another place, or see "
+                "docs/checkpoints.md, Where"
+            ) from error
+
+
+def _is_finished(run: Run) -> bool:
+    try:
+        return open_place(run.home).size(RESULT_FILE) is not None
+    except OSError as error:
+        raise _unreachable(run.home, error) from error
+
+
+def _same_learning(home: str, config: dict[str, Any]) -> bool:
     """Whether both configs learn the same thing: placement, paths and checkpoint timing may differ."""
     try:
-        before = _learning(json.loads((directory / "config.json").read_text()))
+        with open_place(home).open(CONFIG_FILE) as file:
+            before = _learning(json.loads(file.read()))
     except (OSError, ValueError, RecursionError, AttributeError, TypeError):  # damaged: of no run that we know
         return False
     return before == _learning(json.loads(json.dumps(config)))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from workers.training.dense import save_dense
 from workers.training.position import POSITION_FILE, write_position
+from workers.training.runs import step_of
 
 if TYPE_CHECKING:
     from workers.training.trainer import Trainer
@@ -30,7 +31,6 @@ class Snapshots:
         if time.monotonic() - self._written_at < self._seconds:
             return
         directory = self._folder / f"step-{trainer.position.step}"
-        directory.mkdir(parents=True, exist_ok=True)
         save_dense(directory, trainer.scorer.bare_model, trainer.optimizer)
         schedule = None if trainer.schedule is None else trainer.schedule.state()
         write_position(directory, trainer.position, trainer.training_seconds, schedule)
@@ -40,7 +40,7 @@ class Snapshots:
         self._written_at = time.monotonic()
 
 
-def newest_snapshot(run: Path) -> Path | None:
+def newest_snapshot(run: Path) -> str | None:
     """The newest complete one."""
-    complete = [path.parent for path in (run / "dense").glob(f"step-*/{POSITION_FILE}")]
-    return max(complete, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+    complete = [str(path.parent) for path in (run / "dense").glob(f"step-*/{POSITION_FILE}")]
+    return max(complete, key=step_of, default=None)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ps.client import Client
+from ps.places import inside, joined
 from ps.saving import PendingSave
 from workers.config import Config
 from workers.samples.batch import Batch
@@ -55,8 +55,8 @@ class Trainer:
     saved_at: float = field(default_factory=time.monotonic)
     snapshots: Snapshots | None = None
     publisher: Publisher | None = None
-    saving: tuple[PendingSave, Path, int | None] | None = None  # rank 0: what, where, how many then stay
-    saved: Path | None = None  # rank 0: the latest incremental one, or what the next one begins from
+    saving: tuple[PendingSave, str, int | None] | None = None  # rank 0: what, where, how many then stay
+    saved: str | None = None  # rank 0: the latest incremental one, or what the next one begins from
 
     def step(self, feed: Feed) -> None:
         """One batch: rows in, gradients out."""
@@ -106,12 +106,12 @@ class Trainer:
         predictions = predict(self.scorer, self._feeds(batches, training=False), self.world)
         return self.metrics(predictions), predictions
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: str) -> None:
         """`start_save`, and wait for its end."""
         self.start_save(directory)
         self.finish_save()
 
-    def start_save(self, directory: Path, keep: int | None = None, *, incremental: bool = False) -> None:
+    def start_save(self, directory: str, keep: int | None = None, *, incremental: bool = False) -> None:
         """One global cut: every worker's pushes are acknowledged, then tower and position are written and all shards
         mark; rows are written while training goes on, and the manifest last. keep: how many of its kind are kept then.
         incremental: of rows only what has changed since the latest save with it.
@@ -120,14 +120,13 @@ class Trainer:
         self.client.flush()
         self.world.barrier()
         if self.world.is_first:
-            directory.mkdir(parents=True, exist_ok=True)
             save_dense(directory, self.scorer.bare_model, self.optimizer)
             schedule = None if self.schedule is None else self.schedule.state()
             write_position(directory, self.position, self.training_seconds, schedule)
             since = self.saved if incremental and self.saved != directory else None
             saving = self.client.start_save(
-                str(directory.absolute()),
-                since=None if since is None else str(since.absolute()),
+                directory,
+                since=since,
                 tracks=incremental,
                 max_increments=self.config.checkpoint.max_increments,
             )
@@ -143,16 +142,16 @@ class Trainer:
         saving.wait()
         self.saved_at = time.monotonic()
         if keep is not None:
-            keep_newest(directory.parent, keep)
+            keep_newest(joined(directory, ".."), keep)
 
-    def keep_final(self) -> Path:
+    def keep_final(self) -> str:
         """The checkpoint of the weights that `fit` left loaded: the best one, or else a new one of the last step."""
         if self.schedule is not None and self.schedule.best_step is not None:
             return self._best_directory(self.schedule.best_step)
         self._checkpoint(wait=True, incremental=False)  # what is kept for good needs no other
         return self._checkpoint_directory()
 
-    def restore(self, directory: Path, *, weights_only: bool = False, mapping: Mapping[str, Any] | None = None) -> None:
+    def restore(self, directory: str, *, weights_only: bool = False, mapping: Mapping[str, Any] | None = None) -> None:
         """Return to a checkpoint's cut, to the same bits; with `weights_only` position and schedule stay. mapping: of
         names, where the checkpoint is of another recipe; see Client.restore. What is not as it was is reported.
         """
@@ -163,7 +162,7 @@ class Trainer:
             if self.schedule is not None and schedule is not None:
                 self.schedule.load(schedule)
 
-    def start_from(self, directory: Path, mapping: Mapping[str, Any]) -> None:
+    def start_from(self, directory: str, mapping: Mapping[str, Any]) -> None:
         """Begin with the rows and the tower of another run's checkpoint; a tower of another shape stays as it is."""
         self._restore_rows(directory, mapping)
         try:
@@ -171,15 +170,15 @@ class Trainer:
         except OtherModelError as error:
             self.reporter.say(f"{error}; the tower starts at its initial weights")
 
-    def _restore_rows(self, directory: Path, mapping: Mapping[str, Any] | None) -> None:
+    def _restore_rows(self, directory: str, mapping: Mapping[str, Any] | None) -> None:
         self.finish_save()
         self.saved = None
         if self.world.is_first:
-            for change in self.client.restore(str(directory.absolute()), mapping=mapping).changes:
+            for change in self.client.restore(directory, mapping=mapping).changes:
                 self.reporter.say(f"{directory}: {change}")
         self.world.barrier()
 
-    def resume(self, snapshot: Path) -> None:
+    def resume(self, snapshot: str) -> None:
         """Take tower and position from a snapshot; rows stay as they are."""
         load_dense(snapshot, self.scorer.bare_model, self.optimizer)
         self.position, self.training_seconds, schedule = read_position(snapshot)
@@ -312,8 +311,8 @@ class Trainer:
         self.start_save(self._checkpoint_directory(), self.config.checkpoint.keep, incremental=incremental)
         self.finish_save(wait=wait)
 
-    def _checkpoint_directory(self) -> Path:
-        return self.run.checkpoints / f"step-{self.position.step}"
+    def _checkpoint_directory(self) -> str:
+        return inside(self.run.checkpoints, f"step-{self.position.step}")
 
-    def _best_directory(self, step: int) -> Path:
-        return self.run.best / f"step-{step}"
+    def _best_directory(self, step: int) -> str:
+        return inside(self.run.best, f"step-{step}")

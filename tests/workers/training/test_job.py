@@ -8,11 +8,12 @@ import time
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load as load_tensors
 
 from ps import checkpoint
 from ps.checkpoint import MANIFEST, read_manifest
 from ps.errors import RequestError
+from ps.places import open_place
 from tests.workers.training.recipe import load
 from workers.training.dense import FILE
 from workers.training.job import evaluate, train
@@ -49,7 +50,7 @@ def rows(checkpoint):
 
 def assert_same_bits(a, b):
     assert rows(a) == rows(b)
-    dense, other = load_file(f"{a}/{FILE}"), load_file(f"{b}/{FILE}")
+    dense, other = (load_tensors(open_place(each).open(FILE).read()) for each in (a, b))
     assert dense.keys() == other.keys()
     for name in dense:
         np.testing.assert_array_equal(dense[name], other[name], err_msg=name)
@@ -93,7 +94,7 @@ def test_restore_ends_where_an_uninterrupted_run_ends(tmp_path, incremental):
     options = {"checkpoint.every_steps": 7, "checkpoint.incremental": incremental, "checkpoint.keep": 9}
     config = load(tmp_path, {**stopping, **options})
     stopped = threading.Event()
-    _interrupt_after(tmp_path / "runs/small/0001/checkpoints/step-21", stopped)
+    interrupt_after(tmp_path / "runs/small/0001/checkpoints/step-21", stopped)
     with pytest.raises(InterruptedRunError):
         train(config)
     stopped.set()
@@ -147,11 +148,11 @@ def test_max_steps_ends_in_the_middle_of_an_epoch(tmp_path):
     assert 0 < result["samples_per_second"] < 1e7
 
 
-def _interrupt_after(checkpoint, stopped):
+def interrupt_after(checkpoint, stopped):
     """Ctrl-C to this process once the checkpoint is complete, as a person would."""
 
     def watch():
-        while not (checkpoint / MANIFEST).exists() and not stopped.is_set():
+        while open_place(checkpoint).size(MANIFEST) is None and not stopped.is_set():
             time.sleep(0.001)
         if not stopped.is_set():
             os.kill(os.getpid(), signal.SIGINT)

@@ -14,7 +14,7 @@ CONFIG = {"name": "x", "train": {"epochs": 1}, "cluster": {"shards": 1, "client"
 
 
 def checkpoint(run, step, *, complete=True, base=None):
-    directory = run.checkpoints / f"step-{step}"
+    directory = Path(run.checkpoints) / f"step-{step}"
     directory.mkdir(parents=True)
     if complete:
         said = {"rows": {"main": 0}, "num_owned_buckets": SPEC.num_buckets, "increment": base is not None}
@@ -30,7 +30,7 @@ def test_an_unfinished_run_goes_on_from_its_newest_complete_checkpoint(tmp_path)
     expected = checkpoint(run, 10)
     checkpoint(run, 11, complete=False)
     moved = {**CONFIG, "cluster": {"shards": 4, "client": {"staleness": 0}}}
-    assert open_run(tmp_path, "x", moved, resume=True) == (run, expected)
+    assert open_run(tmp_path, "x", moved, resume=True) == (run, str(expected))
 
 
 @pytest.mark.parametrize("change", [{"train": {"epochs": 2}}, {"cluster": {"client": {"staleness": 1}}}])
@@ -57,8 +57,8 @@ def test_keep_newest_removes_old_and_incomplete_ones(tmp_path):
         checkpoint(run, step)
     checkpoint(run, 200, complete=False)
     keep_newest(run.checkpoints, 2)
-    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-100", "step-20"]
-    assert newest(run.checkpoints).name == "step-100"
+    assert sorted(path.name for path in Path(run.checkpoints).iterdir()) == ["step-100", "step-20"]
+    assert newest(run.checkpoints) == f"{run.checkpoints}/step-100"
 
 
 def test_keep_newest_never_counts_what_is_not_whole(tmp_path):
@@ -68,10 +68,10 @@ def test_keep_newest_never_counts_what_is_not_whole(tmp_path):
     next(cut.glob("rows-*")).write_bytes(b"r")
     (unreadable / MANIFEST).write_text("{")
     keep_newest(run.checkpoints, 1)
-    assert sorted(run.checkpoints.iterdir()) == [whole, cut, unreadable]
+    assert sorted(Path(run.checkpoints).iterdir()) == [whole, cut, unreadable]
     checkpoint(run, 4)
     keep_newest(run.checkpoints, 1)
-    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-2", "step-3", "step-4"]
+    assert sorted(path.name for path in Path(run.checkpoints).iterdir()) == ["step-2", "step-3", "step-4"]
 
 
 def test_keep_newest_keeps_what_an_increment_needs(tmp_path, monkeypatch):
@@ -83,9 +83,9 @@ def test_keep_newest_keeps_what_an_increment_needs(tmp_path, monkeypatch):
     newest_one = checkpoint(run, 4, base=middle)
     keep_newest(run.checkpoints, 1)
     assert not first.exists()
-    assert sorted(run.checkpoints.iterdir()) == [full, middle, newest_one]
+    assert sorted(Path(run.checkpoints).iterdir()) == [full, middle, newest_one]
     lone = checkpoint(run, 5)
     keep_newest(run.checkpoints, 2)
-    assert sorted(run.checkpoints.iterdir()) == [full, middle, newest_one, lone]
+    assert sorted(Path(run.checkpoints).iterdir()) == [full, middle, newest_one, lone]
     keep_newest(run.checkpoints, 1)
-    assert sorted(run.checkpoints.iterdir()) == [lone]
+    assert sorted(Path(run.checkpoints).iterdir()) == [lone]
