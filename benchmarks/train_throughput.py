@@ -4,9 +4,10 @@
 
 The work on both sides: 26 fields with 10 million keys together, Zipf 1.1 within each field, 13 dense values, batch
 4096, rows of 20 floats (16 embedding, 1 first-order, 3 unused: FBGEMM wants multiples of four), row-wise AdaGrad, the
-identical DeepFM tower (MLP 400x3, batch norm off) under fused Adam, two torch threads, the same batches in the same
-order. The peer gets dense row numbers and hashes nothing; Weir gets 64-bit keys and does the deduplication, hashing,
-transport and look-up. Variants run in turns, a window each, and ratios are taken within a round.
+identical DeepFM tower (MLP 400x3, batch norm off) under fused Adam, two torch threads that sleep soon, as those of
+`weir train` do (the peer gains by it too, or loses nothing), the same batches in the same order. The peer gets dense
+row numbers and hashes nothing; Weir gets 64-bit keys and does the deduplication, hashing, transport and look-up.
+Variants run in turns, a window each, and ratios are taken within a round.
 
     ratio_samples_per_second_vs_torchrec    staleness 1, cache off, fp32 rows and wire, against the peer's fastest dtype
 """
@@ -29,6 +30,11 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+
+from workers.cores import THREADS_SLEEP_SOON
+
+os.environ |= THREADS_SLEEP_SOON  # before torch is there
+
 import torch
 from torch import Tensor, nn
 

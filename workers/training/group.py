@@ -24,6 +24,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ps.errors import UnavailableError, WeirError
 from ps.places import absolute, inside
 from workers.config import Config
+from workers.cores import THREADS_SLEEP_SOON
 from workers.training.cluster import OpenCluster
 from workers.training.progress import Follower
 from workers.training.runs import Run, newest, step_of
@@ -117,7 +118,11 @@ def _group(config: Config, cluster: OpenCluster, run: Run, start: _Start, number
             "directory": os.getcwd(),
         },
         scaling_config=ScalingConfig(num_workers=workers.count, resources_per_worker=resources),
-        run_config=RunConfig(name=f"group-{number}", storage_path=absolute(inside(run.home, "ray"))),
+        run_config=RunConfig(
+            name=f"group-{number}",
+            storage_path=absolute(inside(run.home, "ray")),
+            worker_runtime_env={"env_vars": {name: os.environ[name] for name in THREADS_SLEEP_SOON}},
+        ),
         torch_config=TorchConfig(backend="gloo"),
     )
 
