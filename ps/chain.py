@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,9 @@ def live_records(
         turn = first % len(member.parts)
         for part in member.parts[turn:] + member.parts[:turn]:
             with member.open(part, is_wanted) as opened:
+                places = product(spec.tables, buckets_of(opened, spec.num_buckets))
+                if not reads_all and not any(is_wanted(*place) for place in places):
+                    continue
                 for record in opened.records:
                     place = record.table, record.bucket
                     if settled[record.table][record.bucket] or not wanted(*place):
@@ -88,6 +92,17 @@ def _increments(manifest: Manifest) -> dict[str, NDArray[np.bool_]]:
                 found = np.unpackbits(np.frombuffer(bits, np.uint8), count=num_buckets, bitorder="little")
                 changed[table] |= found.astype(np.bool_)
     return changed
+
+
+def buckets_of(part: Part, num_buckets: int) -> Iterable[int]:
+    """Those that a file may have records of."""
+    bits = part.start.get("buckets")
+    if not bits:  # of an older weir-ps, or not of a shard
+        return range(num_buckets)
+    if len(bits) != -(-num_buckets // 8):
+        raise CheckpointError(f"{part.shown}: its start names other than {num_buckets} buckets; use another checkpoint")
+    found: list[int] = np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")).tolist()
+    return found
 
 
 def packed(buckets: NDArray[np.bool_]) -> bytes:

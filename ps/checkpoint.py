@@ -7,14 +7,14 @@
     file  := magic start record* end      records as ps/record.py has them
     magic := "WEIRROWS"
     start := frame {version, kind "start", shard, num_buckets, seed, layouts {table: text}, expired {table: [client
-    id]}, increments {table: bits}}
+    id]}, increments {table: bits}, buckets bits}
     end   := frame {version, kind "end", records, rows {table: rows}}
 
 A checkpoint whose manifest names a base is an increment: of the buckets whose bit is set (bit 0 first) its files hold
 what has changed since the base, of the others all. The base is an increment itself, or a full one (ps/chain.py).
 
 DIR is a path or a URI (ps/places.py). What no manifest names is not part of a checkpoint, and the next save removes it.
-Restoring works on any number of shards: each reads all files and keeps the buckets that it owns.
+Restoring works on any number of shards: each reads the files that have records of `buckets` that it owns.
 """
 
 from __future__ import annotations
@@ -86,6 +86,13 @@ class Manifest:
         shown = inside(self.directory, part["file"])
         return open_part(self.place, part["file"], shown=shown, wanted=wanted or _all)
 
+    def remove_others(self) -> None:
+        """Files of rows beside its own, which earlier saves into the folder left. Raises OSError."""
+        kept = {part["file"] for part in self.parts}
+        for name in self.place.names():
+            if _PART_NAME.fullmatch(name) and name not in kept:
+                self.place.remove(name)
+
 
 def start_frame(
     *,
@@ -94,11 +101,15 @@ def start_frame(
     layouts: Mapping[str, str],
     expired: Mapping[str, Sequence[int]],
     increments: Mapping[str, bytes] | None = None,
+    buckets: bytes = b"",
 ) -> bytes:
-    """The beginning of a file. increments: by table, the bits of the buckets of which it holds what has changed."""
+    """The beginning of a file. increments: by table, the bits of the buckets of which it holds what has changed.
+    buckets: the bits of those that it has records of; empty: maybe all.
+    """
     header = {"version": VERSION, "kind": "start", "shard": shard, "num_buckets": spec.num_buckets, "seed": spec.seed}
     changed = {"increments": dict(increments)} if increments else {}
-    return MAGIC + encode_frame({**header, "layouts": dict(layouts), "expired": dict(expired), **changed})
+    covered = {"buckets": buckets} if buckets else {}
+    return MAGIC + encode_frame({**header, "layouts": dict(layouts), "expired": dict(expired), **changed, **covered})
 
 
 def end_frame(*, num_records: int, rows: Mapping[str, int]) -> bytes:
@@ -156,7 +167,6 @@ def write_manifest(
         **since,
     }
     text = json.dumps({**body, "crc32": _json_crc(body)}, indent=1)
-    kept = {part["file"] for part in manifest.parts}
     try:
         unseen = [part for part in manifest.parts if place.size(part["file"]) != part["bytes"]]
         if unseen:
@@ -166,9 +176,7 @@ def write_manifest(
                 "process share, or a URI"
             )
         place.replace(MANIFEST, text.encode())
-        for name in place.names():
-            if _PART_NAME.fullmatch(name) and name not in kept:
-                place.remove(name)
+        manifest.remove_others()
     except OSError as error:
         raise CheckpointError(f"cannot write {inside(directory, MANIFEST)}: {reason(error)}") from error
     return manifest
@@ -237,6 +245,7 @@ class _Start(BaseModel):
     layouts: dict[str, str]
     expired: dict[str, list[Annotated[int, Field(ge=0, lt=1 << 64, strict=True)]]] = {}
     increments: dict[str, bytes] = {}
+    buckets: bytes = b""
 
 
 class _Base(BaseModel):

@@ -77,6 +77,7 @@ class Cut:
             layouts=holding.layouts(),
             expired=holding.expired_ids(),
             increments=increments,
+            buckets=packed(is_owned),
         )
         self._held = {name: int(table.rows_per_bucket[holding.owned].sum()) for name, table in holding.tables.items()}
         self._layouts = holding.layouts()

@@ -298,3 +298,26 @@ def test_the_files_of_any_shard_may_come_first(tmp_path, first):
             assert sorted(found) == sorted(
                 (r.table, r.bucket, r.keys.tolist(), shard) for r, shard in chain.live_records(manifest)
             )
+
+
+def test_a_file_without_wanted_buckets_is_not_read_beyond_its_start(tmp_path):
+    with filled(shards=2) as client:
+        client.save(str(tmp_path))
+    manifest = read_manifest(tmp_path)
+    ends = {}
+    for part in manifest.parts:  # damage behind the start, which only reading on can find
+        with manifest.open(part) as opened:
+            buckets = set(chain.buckets_of(opened, TWO_TABLES.num_buckets))
+        path = tmp_path / part["file"]
+        ends[part["shard"]] = buckets
+        path.write_bytes(path.read_bytes()[:-40] + bytes(40))
+    assert ends[0] | ends[1] == set(range(TWO_TABLES.num_buckets))
+    assert not ends[0] & ends[1]
+    read = []
+    with pytest.raises(CheckpointError, match=r"rows-0001-of-0002"):
+        for record, shard in chain.live_records(manifest, lambda _, bucket: bucket in ends[1]):
+            read.append((record.bucket, shard))
+    assert {shard for _, shard in read} == {1}
+    assert {bucket for bucket, _ in read} == ends[1]
+    with pytest.raises(CheckpointError, match=r"rows-0000-of-0002"):
+        list(chain.live_records(manifest, lambda _, bucket: bucket in ends[1], reads_all=True))

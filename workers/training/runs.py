@@ -169,6 +169,8 @@ def keep_newest(checkpoints: str | Path, keep: int) -> None:
                 # The manifest goes first, so that a half-removed checkpoint is never taken for a complete one.
                 place.remove(MANIFEST)
                 place.remove_all()
+            elif path in whole:
+                whole[path].remove_others()  # where a save was killed after its manifest
     except OSError as error:
         raise _unreachable(checkpoints, error) from error
 

@@ -61,6 +61,16 @@ def test_keep_newest_removes_old_and_incomplete_ones(tmp_path):
     assert newest(run.checkpoints) == f"{run.checkpoints}/step-100"
 
 
+def test_keep_newest_clears_what_a_save_killed_behind_its_manifest_left(tmp_path):
+    run, _ = open_run(tmp_path, "x", CONFIG, resume=True)
+    folder = checkpoint(run, 5)
+    kept = sorted(path.name for path in folder.iterdir())
+    write_part(folder, 0, 1, [b"of the save before"])
+    (folder / "dense.safetensors").touch()
+    keep_newest(run.checkpoints, 2)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*kept, "dense.safetensors"])
+
+
 def test_keep_newest_never_counts_what_is_not_whole(tmp_path):
     """Else the newest, if it is damaged, would push out the only one that can be read."""
     run, _ = open_run(tmp_path, "x", CONFIG, resume=True)
