@@ -65,7 +65,14 @@ def recipe(folder: Path, window_ms: int) -> Config:
         "linear": {"dim": 1, "optimizer": {"name": "sgd", "learning_rate": 1.0}},
         "embedding": {"dim": 16, "optimizer": {"name": "adagrad", "learning_rate": 0.01}},
     }
-    deltas = {"directory": str(folder / f"deltas-{window_ms}"), "codec": "fp16", "window_seconds": window_ms / 1000}
+    directory = str(folder / f"deltas-{window_ms}")
+    # All that is published is counted from its beginning in the end: some gigabytes at the greatest rates.
+    deltas = {
+        "directory": directory,
+        "codec": "fp16",
+        "window_seconds": window_ms / 1000,
+        "retention_bytes": "64GiB",
+    }
     return Config.model_validate(
         {
             "name": "freshness",
@@ -271,14 +278,13 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
                 if (rate, window) == (10_000, 200):
                     result |= {name: value for name, value in found.items() if name.startswith("freshness")}
             if window == 200:
-                result |= greatest(side, arguments.sustain_seconds)
+                result |= greatest(side, arguments.sustain_from, arguments.sustain_seconds)
     return result
 
 
-def greatest(side: Side, seconds: float) -> dict[str, Any]:
-    """The greatest of the rates that double from 100,000 which is sustained, or 0; as far as there are rows for it."""
+def greatest(side: Side, rate: int, seconds: float) -> dict[str, Any]:
+    """The greatest of the rates that double from this one which is sustained, or 0; as far as there are rows for it."""
     reached: dict[str, Any] = {"greatest_rows_per_second": 0}
-    rate = 100_000
     while True:
         try:
             found = run(side, rate, seconds, 2.0)
@@ -327,6 +333,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=30.0, help="of a rate and window")
     parser.add_argument("--sustain-seconds", type=float, default=180.0, help="of a rate that may be sustained")
+    parser.add_argument("--sustain-from", type=int, default=100_000, help="rows a second, doubled while sustained")
     parser.add_argument("--windows", type=int, nargs="+", default=[0, 50, 200, 1000], help="ms; 200 is always there")
     parser.add_argument("--markdown", type=Path, help="write the table there, too")
     arguments = parser.parse_args()
