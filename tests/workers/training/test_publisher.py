@@ -128,5 +128,5 @@ def test_serving_needs_a_stream(tmp_path):
 
 @pytest.mark.slow
 def test_the_process_that_exports_says_what_is_wrong(trained, tmp_path):
-    with pytest.raises(BundleError, match="the export of .*nothing failed: .*nothing holds no complete checkpoint"):
+    with pytest.raises(BundleError, match=r"the export of .*nothing failed: .*nothing holds no complete checkpoint"):
         export_apart(trained[0], tmp_path / "nothing", tmp_path / "out", version="v", template=tmp_path / "t.onnx")
