@@ -9,6 +9,7 @@ An update without an outcome is that of a client that was killed: it may have ha
 inside its last line.
 """
 
+import errno
 import os
 from dataclasses import dataclass, field
 
@@ -33,7 +34,9 @@ class LedgerWriter:
 
     def _write(self, word, number, text=""):
         line = f"{word} {number} {text}".replace("\n", " ").rstrip()
-        os.write(self._file, f"{line}\n".encode())
+        data = f"{line}\n".encode()
+        if os.write(self._file, data) != len(data):  # then it would count as never sent what is about to be
+            raise OSError(errno.ENOSPC, "the disk of a ledger is full; keep ledgers on another one than journals")
 
 
 @dataclass

@@ -32,18 +32,28 @@ KINDS = {"journal": [*faults.FAULTS, *moving.FAULTS], "replicated": [*pair_fault
 
 
 def run_chaos(
-    folder, *, faults, mode="journal", num_shards=2, num_clients=3, seed=0, pause=0.002, tell=lambda text: None
+    folder,
+    *,
+    faults,
+    mode="journal",
+    num_shards=2,
+    num_clients=3,
+    seed=0,
+    pause=0.002,
+    tell=lambda text: None,
+    ledgers_folder=None,
 ):
     """Inject the faults, one after another, and judge. Returns (Verdict, Counter of faults by what they did, names of
     tables that differ after the last recovery, seconds).
     """
     rng, began, done = np.random.default_rng(seed), time.monotonic(), Counter()
-    (folder / "ledgers").mkdir()
+    ledgers_folder = ledgers_folder or folder / "ledgers"
+    ledgers_folder.mkdir(exist_ok=True)
     with ExitStack() as stack:
         shards = stack.enter_context(CLUSTERS[mode](spec(folder / "journals", mode=mode), num_shards))
         with ps.connect(shards.addresses[0]) as client:
             prepare(client)
-        clients = stack.enter_context(Clients(folder / "ledgers", shards.client_addresses, num_clients, pause))
+        clients = stack.enter_context(Clients(ledgers_folder, shards.client_addresses, num_clients, pause))
         for number, fault in enumerate(faults):
             clients.wait_for_progress()
             time.sleep(rng.uniform(0.0, 0.3))

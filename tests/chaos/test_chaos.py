@@ -22,9 +22,9 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
-def test_nothing_acknowledged_is_lost_or_doubled(small_disk):
-    chosen = [*faults.FAULTS, faults.cut, faults.swallow]
-    verdict, done, differ, _ = run_chaos(small_disk, faults=chosen, seed=3)
+def test_nothing_acknowledged_is_lost_or_doubled(small_disk, tmp_path_factory):
+    chosen, ledgers = [*faults.FAULTS, faults.cut, faults.swallow], tmp_path_factory.mktemp("ledgers")
+    verdict, done, differ, _ = run_chaos(small_disk, faults=chosen, seed=3, ledgers_folder=ledgers)
     assert verdict.is_good, verdict
     assert differ == [], "what fresh processes recover is not what was served"
     assert sum(done.values()) == len(chosen)

@@ -35,21 +35,21 @@ def test_resident_memory_is_what_is_reported():
     check(grown(table_of().spec, [0, 1000, 30_000, 100_000, 300_000, 10**6]))
 
 
-def flags_of(arena):
-    """What the kernel says of the mapping in which its rows begin; "hg": huge pages were asked for."""
-    start = arena.words.ctypes.data
+def flags_at(words, place):
+    """What the kernel says of the mapping with this word; "hg": huge pages were asked for."""
+    start = words.ctypes.data + 4 * place
     ranges = re.findall(
         r"(?m)^([0-9a-f]+)-([0-9a-f]+) .*\n(?:[A-Z].*\n)*?VmFlags: (.*)$", Path("/proc/self/smaps").read_text()
     )
     return next(flags for low, high, flags in ranges if int(low, 16) <= start < int(high, 16)).split()
 
 
-def test_rows_that_are_expected_have_huge_pages_from_the_first_on():
-    many, few = Arena(), Arena()
-    many.expect(64 << 20)
-    few.expect(1 << 20)
-    assert "hg" in flags_of(many)
-    assert "hg" not in flags_of(few)
+@pytest.mark.parametrize(("rows", "indexes"), [(64 << 20, 1 << 20), (1 << 20, 24 << 20), (1 << 20, 1 << 20)])
+def test_what_is_expected_has_huge_pages_from_the_first_on(rows, indexes):
+    arena = Arena()
+    arena.expect(rows, indexes)
+    assert ("hg" in flags_at(arena.words, 0)) == (rows > 1 << 20)
+    assert ("hg" in flags_at(arena.words, len(arena.words) - 1)) == (indexes > 1 << 20)
 
 
 @pytest.mark.slow
