@@ -2,7 +2,7 @@
 
 A row is read whole, always. Changes are made in pieces of at most SLICE_ROWS rows, and rows are read in pieces of at
 most PULL_KEYS keys; between pieces the others have their turn. So a read waits a few milliseconds at most, and reads
-and changes that fit in one piece see each other whole.
+and changes that fit in one piece see each other whole. A checkpoint is loaded a record at a time, before anybody reads.
 """
 
 from __future__ import annotations
